@@ -1,0 +1,71 @@
+"""pixstorefs: a store of encrypted images, as a mounted directory and as a Python API.
+
+    with pixstorefs.open_store("store", passphrase="...") as store:
+        record = store.save_image(data, directory="2026/holidays")
+        store.read_image(record.id)
+
+What the API saves appears in the mount as `<directory>/<id>.<ext>`; what the mount saves is reachable by id.
+One process owns a store at a time: the API cannot open one that is mounted, and says where it is.
+"""
+
+from typing import TYPE_CHECKING
+
+from pixstorefs.errors import (
+    CorruptImage,
+    CorruptStore,
+    ImageNotFound,
+    InvalidInput,
+    NewerFormat,
+    NoSpace,
+    NotAStore,
+    PixstoreError,
+    ReadOnlyStore,
+    StoreInUse,
+    WrongKey,
+)
+
+if TYPE_CHECKING:
+    from pixstorefs.store.images import ImageStore
+    from pixstorefs.store.records import ImageRecord
+
+
+def open_store(
+    path: str,
+    *,
+    passphrase: str | None = None,
+    keyfile: str | None = None,
+    create: bool = True,
+    read_only: bool = False,
+    padding: bool = True,
+) -> "ImageStore":
+    """Open a store, creating a missing one (unless `create` is false).
+
+    With neither a passphrase nor a keyfile the store's default keyfile is used, made on first use in the
+    user's data directory. `padding` counts only when the store is created.
+
+    Raises NotAStore, WrongKey, StoreInUse, NewerFormat, CorruptStore, InvalidInput, OSError.
+    """
+    # Imported here so that `import pixstorefs` and the command line's help stay fast.
+    from pixstorefs.store import opening
+
+    return opening.open_images(
+        path, passphrase=passphrase, keyfile=keyfile, create=create, read_only=read_only, padding=padding
+    )
+
+
+__all__ = [
+    "CorruptImage",
+    "CorruptStore",
+    "ImageNotFound",
+    "ImageRecord",
+    "ImageStore",
+    "InvalidInput",
+    "NewerFormat",
+    "NoSpace",
+    "NotAStore",
+    "PixstoreError",
+    "ReadOnlyStore",
+    "StoreInUse",
+    "WrongKey",
+    "open_store",
+]

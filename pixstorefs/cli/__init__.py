@@ -1,0 +1,88 @@
+"""The command line: one file a command, each translating options into one call of the layers below.
+
+`main` is the only way out: it turns every error into one line for people and an exit status. Commands
+import what they need inside, so that --help and refusals do not wait for FUSE, SQLite and ciphers.
+"""
+
+import sys
+from typing import NoReturn
+
+import click
+
+from pixstorefs.cli import console
+from pixstorefs.cli.init import init_command
+from pixstorefs.cli.mount import mount_command
+from pixstorefs.cli.umount import umount_command
+from pixstorefs.errors import PixstoreError
+
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("pixstorefs")
+    except PackageNotFoundError:  # run from a source tree
+        number = "(not installed)"
+    click.echo(f"pixstorefs {number}")
+    context.exit()
+
+
+@click.group(
+    name="pixstorefs",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="A missing store is created by its first mount: pixstorefs mount STORE MOUNTPOINT",
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks, and log in detail.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def commands(debug: bool) -> None:
+    """A directory of images that is plaintext while mounted and ciphertext on disk, saved atomically."""
+
+
+commands.add_command(init_command)
+commands.add_command(mount_command)
+commands.add_command(umount_command)
+
+
+def main() -> NoReturn:
+    """Run the command of this process and end with its exit status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit status. No traceback leaves here, except by --debug."""
+    console.open_standard_descriptors()
+    debug = arguments[:1] == ["--debug"]
+    try:
+        status = commands.main(arguments, prog_name="pixstorefs", standalone_mode=False)
+    except PixstoreError as error:
+        if debug:
+            console.traceback(error)
+        console.error(str(error))
+        return error.exit_code
+    except click.ClickException as error:
+        return _usage_problem(error)
+    except (KeyboardInterrupt, click.Abort):
+        console.error("interrupted")
+        return _EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001  the last line of defence against tracebacks
+        return console.unexpected(error, debug=debug)
+    return status if isinstance(status, int) else 0
+
+
+def _usage_problem(error: click.ClickException) -> int:
+    console.error(error.format_message())
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        console.plain(f"Try: {context.command_path} --help")
+    return error.exit_code

@@ -1,0 +1,66 @@
+"""What the command line says, and where: results on stdout, everything about the run on stderr.
+
+On a terminal through rich, in colour. Elsewhere as plain text and one line a message, so that a log
+or a script gets what was said; rich, which would wrap it, is then not even imported.
+"""
+
+import os
+import sys
+
+
+def open_standard_descriptors() -> None:
+    """Fill closed descriptors 0 to 2, or the next file we open becomes somebody's standard output."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def error(message: str) -> None:
+    """Why the command ends without having done its work."""
+    _say(message, "red")
+
+
+def note(message: str) -> None:
+    """What a person should know although all went well: a new keyfile, a recovery."""
+    _say(message, "yellow")
+
+
+def plain(message: str) -> None:
+    """A line on stderr without name and colour."""
+    print(message, file=sys.stderr)  # noqa: T201
+
+
+def traceback(problem: BaseException) -> None:
+    """The whole story, for --debug."""
+    import traceback as tracebacks
+
+    tracebacks.print_exception(problem, file=sys.stderr)
+
+
+def unexpected(problem: Exception, *, debug: bool) -> int:
+    """Tell of an error that is our fault: one line, the traceback into the log; returns the exit status."""
+    from pixstorefs.daemon import logs
+    from pixstorefs.daemon.process import EXIT_UNEXPECTED, StartFailed
+
+    if debug:
+        traceback(problem)
+    if isinstance(problem, StartFailed):
+        error(f"{problem} This should not happen; the log has the details: {problem.log_path}")
+        return EXIT_UNEXPECTED
+    what = f"{type(problem).__name__}: {problem}"
+    path = logs.record_failure("a command broke", problem)
+    where = f"the log has the details: {path}" if path else "--debug shows the details"
+    error(f"{what}. This should not happen; {where}")
+    return EXIT_UNEXPECTED
+
+
+def _say(message: str, colour: str) -> None:
+    if not sys.stderr.isatty():
+        plain(f"pixstorefs: {message}")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text("pixstorefs: ", style=f"bold {colour}").append(message, style=colour)
+    # soft_wrap leaves the breaking of lines to the terminal, so that paths can be copied in one piece.
+    Console(stderr=True).print(text, soft_wrap=True)

@@ -1,0 +1,58 @@
+"""`pixstorefs init`: make a store without mounting it."""
+
+import os
+
+import click
+
+from pixstorefs.cli.secrets_options import NewSecret, SecretChoice, secret_options
+from pixstorefs.errors import InvalidInput, NotAStore
+
+
+@click.command("init", short_help="Make a new store.")
+@click.argument("store", type=click.Path())
+@click.option(
+    "--no-padding", is_flag=True, help="Do not hide the sizes of images (saves up to 3 % of space)."
+)
+@secret_options
+def init_command(
+    store: str,
+    no_padding: bool,
+    passphrase_file: str | None,
+    passphrase_command: str | None,
+    keyfile: str | None,
+) -> None:
+    """Make STORE, a missing or empty directory, a store.
+
+    Without a secret option and without a terminal a keyfile is made in your data directory.
+    """
+    from pixstorefs.daemon.linux import protect_memory
+    from pixstorefs.store import header
+
+    choice = SecretChoice(passphrase_file, passphrase_command, keyfile)
+    protect_memory()
+    path = os.path.realpath(store)
+    if header.is_store(path):
+        raise InvalidInput(f"{path} is a store already; nothing was changed.")
+    refuse_foreign(path)
+    create(path, NewSecret(choice), padding=not no_padding)
+
+
+def refuse_foreign(path: str) -> None:
+    """Refuse a place that cannot become a store before anybody types a passphrase. Raises NotAStore."""
+    if not os.path.lexists(path):
+        return
+    if not os.path.isdir(path):
+        raise NotAStore(f"{path} is not a directory, so it cannot be a store. Nothing was changed.")
+    if os.listdir(path):
+        raise NotAStore(
+            f"{path} is not a store and not empty: pixstorefs never turns somebody's files into a store. "
+            "Nothing was changed; choose an empty or a new directory."
+        )
+
+
+def create(path: str, new: NewSecret, *, padding: bool = True) -> None:
+    """Create the store and say what opens it."""
+    from pixstorefs.store import header
+
+    header.create_store(path, new.make, padding=padding)
+    new.tell(path)

@@ -1,0 +1,147 @@
+"""The options that say where the secret of a store comes from, and the choice where none was given.
+
+A secret itself is never an argument: every user of the machine can read those.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pixstorefs.cli import console
+from pixstorefs.errors import InvalidInput, WrongKey
+
+if TYPE_CHECKING:
+    from pixstorefs.keys.secrets import Secret
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class SecretChoice:
+    """What the person chose on the command line; at most one is set."""
+
+    passphrase_file: str | None = None
+    passphrase_command: str | None = None
+    keyfile: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [self.passphrase_file, self.passphrase_command, self.keyfile]
+        if sum(value is not None for value in given) > 1:
+            raise click.UsageError("give only one of --passphrase-file, --passphrase-command and --keyfile")
+
+
+def secret_options(command: _Command) -> _Command:
+    """Add --passphrase-file, --passphrase-command and --keyfile to a command."""
+    for option in (
+        click.option("--keyfile", metavar="FILE", help="Open with this keyfile; a new store gets it made."),
+        click.option("--passphrase-command", metavar="CMD", help="Shell command that prints the passphrase."),
+        click.option("--passphrase-file", metavar="FILE", help="File (or /dev/fd/N) with the passphrase."),
+    ):
+        command = option(command)
+    return command
+
+
+def secret_for_store(choice: SecretChoice, store_path: str) -> "Secret":
+    """The secret to open an existing store with.
+
+    Raises WrongKey, listing what would open it, where nothing was given and nobody can be asked;
+    CorruptStore, NewerFormat, InvalidInput.
+    """
+    from pixstorefs.keys import keyring, secrets
+    from pixstorefs.store import header
+
+    # The header first: a store this program cannot read should not ask for a passphrase.
+    store_header = header.read_header(store_path)
+    secret = _given(choice) or secrets.passphrase_from_environment(os.environ)
+    if secret is not None:
+        return secret
+    kinds = keyring.slot_kinds(header.keys_json(store_path))
+    default = secrets.default_keyfile_path(store_header.store_id)
+    if "keyfile" in kinds and os.path.exists(default):
+        return secrets.secret_from_keyfile(default)
+    if "passphrase" in kinds and _at_terminal():
+        return secrets.passphrase_from_prompt(confirm=False)
+    ways = []
+    if "passphrase" in kinds:
+        ways.append(
+            "a passphrase (--passphrase-file, --passphrase-command, PIXSTOREFS_PASSPHRASE, or a terminal)"
+        )
+    if "keyfile" in kinds:
+        ways.append(f"a keyfile (--keyfile; none is at {default})")
+    raise WrongKey(
+        f"no key was given for the store {store_path}. It opens with {' or '.join(ways) or 'nothing'}."
+    )
+
+
+class NewSecret:
+    """The secret of a store that is about to be made, asked for before anything is created."""
+
+    def __init__(self, choice: SecretChoice) -> None:
+        """Raises InvalidInput or WrongKey where what was given is no secret."""
+        from pixstorefs.keys import secrets
+
+        self.secret: Secret | None = None
+        self._keyfile: str | None = None
+        if choice.keyfile is not None and not os.path.lexists(choice.keyfile):
+            self._keyfile = os.path.abspath(choice.keyfile)
+        else:
+            self.secret = _given(choice) or secrets.passphrase_from_environment(os.environ)
+            if self.secret is None and _at_terminal():
+                self.secret = _new_passphrase()
+
+    def make(self, store_id: bytes) -> "Secret":
+        """The secret, for `create_store`; a keyfile is made now that the store has an id to name it by."""
+        from pixstorefs.keys import secrets
+
+        if self.secret is None:
+            self._keyfile = self._keyfile or secrets.default_keyfile_path(store_id)
+            self.secret = secrets.create_keyfile(self._keyfile)
+        return self.secret
+
+    def tell(self, store_path: str) -> None:
+        """Say that there is a new store and what opens it."""
+        if self._keyfile is None:
+            console.note(f"created the store {store_path}.")
+        else:
+            console.note(
+                f"created the store {store_path}, opened by the new keyfile {self._keyfile}. "
+                "Back that file up: without it nobody can read the images. "
+                "A copy of the store alone opens nothing."
+            )
+
+
+def _given(choice: SecretChoice) -> "Secret | None":
+    from pixstorefs.keys import secrets
+
+    if choice.passphrase_file is not None:
+        return secrets.passphrase_from_file(choice.passphrase_file)
+    if choice.passphrase_command is not None:
+        return secrets.passphrase_from_command(choice.passphrase_command)
+    if choice.keyfile is not None:
+        return secrets.secret_from_keyfile(choice.keyfile)
+    return None
+
+
+def _new_passphrase() -> "Secret | None":
+    """Ask twice; None for an empty answer, which asks for a keyfile instead."""
+    import getpass
+
+    from pixstorefs.keys.secrets import Secret
+
+    try:
+        first = getpass.getpass("Passphrase for the new store (empty: make a keyfile instead): ")
+        if not first:
+            return None
+        if getpass.getpass("The same passphrase again: ") != first:
+            raise InvalidInput("the two passphrases differ; nothing was created. Please try again.")
+    except EOFError:
+        raise InvalidInput("no passphrase was given; nothing was created.") from None
+    return Secret("passphrase", first.encode("utf-8", "surrogateescape"))
+
+
+def _at_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()

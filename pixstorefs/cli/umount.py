@@ -1,0 +1,83 @@
+"""`pixstorefs umount`: unmount, and return when everything is saved and the process has ended."""
+
+import errno
+import os
+
+import click
+
+from pixstorefs.cli import console
+from pixstorefs.errors import MountpointUnusable, StoreInUse
+
+# A last save is bounded by the drafts that are open; minutes are for slow disks and network folders.
+_END_TIMEOUT_S = 300.0
+# After --lazy: time for a mount nobody uses to end. One that is used ends with its last user.
+_LAZY_END_TIMEOUT_S = 3.0
+
+
+@click.command("umount", short_help="Unmount, and wait until everything is saved.")
+@click.argument("mountpoint", type=click.Path())
+@click.option(
+    "-l", "--lazy", is_flag=True, help="Detach at once; the mount ends when nobody uses it any more."
+)
+@click.pass_context
+def umount_command(context: click.Context, mountpoint: str, lazy: bool) -> None:
+    """Unmount MOUNTPOINT, and return when everything is saved.
+
+    A mount whose process was killed is cleaned away.
+    """
+    from pixstorefs.daemon import logs, mounts, owner
+
+    entry = mounts.find(mountpoint)
+    if entry is None or not entry.is_ours:
+        raise MountpointUnusable(f"no pixstorefs is mounted on {os.path.abspath(mountpoint)}.")
+    if mounts.is_dead(entry.mountpoint):
+        _unmount(entry.mountpoint, lazy=True)
+        return
+    watch = owner.watch(entry.source)
+    log = logs.path_for(entry.mountpoint)
+    already_logged_bytes = os.path.getsize(log) if os.path.exists(log) else 0
+    _unmount(entry.mountpoint, lazy=lazy)
+    if watch is None:
+        console.note(f"unmounted; whether the process that served {entry.source} has ended is not known.")
+    elif watch.wait(_LAZY_END_TIMEOUT_S if lazy else _END_TIMEOUT_S):
+        context.exit(_failures(log, already_logged_bytes))
+    elif lazy:
+        console.note(f"detached; {entry.source} stays open until no program uses it any more.")
+    else:
+        raise StoreInUse(
+            f"unmounted, but process {watch.pid} is still saving into {entry.source}. "
+            "Do not copy or move the store before that process has ended."
+        )
+
+
+def _failures(log: str, already_logged_bytes: int) -> int:
+    """Repeat what the ending process complained of; returns the exit status.
+
+    Only a parent learns the exit status of a process, and ours went away after mounting. Its log is
+    what it leaves; a foreground mount has none here, and says the same on its own stderr.
+    """
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            if os.fstat(file.fileno()).st_size >= already_logged_bytes:
+                file.seek(already_logged_bytes)
+            lines = [line.rstrip("\n").split(" ", 3) for line in file]
+    except OSError:
+        return 0
+    failures = [fields[3] for fields in lines if len(fields) == 4 and fields[2] in ("ERROR", "CRITICAL")]
+    for failure in failures:
+        console.error(failure)
+    return 1 if failures else 0
+
+
+def _unmount(mountpoint: str, *, lazy: bool) -> None:
+    from pixstorefs.daemon import mounts
+
+    try:
+        mounts.unmount(mountpoint, lazy=lazy)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise MountpointUnusable(f"{mountpoint} cannot be unmounted: {error.strerror}.") from error
+        users = ", ".join(mounts.users(mountpoint)) or "another program"
+        raise StoreInUse(
+            f"{mountpoint} is in use by {users}. Close what is open there, or detach it with --lazy."
+        ) from error

@@ -1,0 +1,41 @@
+"""The system calls Python does not offer."""
+
+import ctypes
+import os
+import resource
+
+_PR_SET_DUMPABLE = 4
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+
+# use_errno keeps this thread's errno safe from other calls; CDLL releases the GIL, which matters:
+# umount2 and syncfs on our own mount return only after our own event loop has answered the kernel.
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def umount(mountpoint: str, *, lazy: bool = False) -> None:
+    """umount2(2). Needs CAP_SYS_ADMIN; raises OSError as the kernel says it."""
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    if _libc.umount2(os.fsencode(mountpoint), flags) != 0:
+        raise _last_error(mountpoint)
+
+
+def syncfs(path: str) -> None:
+    """syncfs(2): start writing back every dirty page of the file system that holds `path`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            raise _last_error(path)
+    finally:
+        os.close(descriptor)
+
+
+def protect_memory() -> None:
+    """Keep keys out of core dumps and away from other processes of the same user (ptrace, /proc/PID/mem)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _last_error(path: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), path)

@@ -1,0 +1,61 @@
+"""The process that has a store mounted: who it is, and waiting for its end."""
+
+import json
+import os
+import select
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What the lock file of a store tells. It is only true while somebody holds the lock."""
+
+    pid: int
+    mountpoint: str | None
+
+
+def read(store_path: str) -> Owner | None:
+    """Who last took the store, or None if the lock file tells nothing.
+
+    Whether the lock is still held cannot be asked without taking it for a moment, and that moment
+    could refuse somebody else's mount. Callers know from the mount itself that its owner lives.
+    """
+    try:
+        with open(os.path.join(store_path, "lock"), encoding="utf-8") as file:
+            record = json.load(file)
+        return Owner(pid=int(record["pid"]), mountpoint=record.get("mountpoint"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class Watch:
+    """A process, held by descriptor: its pid may be given to another process without confusing us.
+
+    Open it before asking the process to end. Raises ProcessLookupError.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._descriptor = os.pidfd_open(pid)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the process ended within the time."""
+        poller = select.poll()
+        poller.register(self._descriptor, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def watch(store_path: str) -> Watch | None:
+    """Watch the process that has this store mounted; None where it cannot be found out.
+
+    That is so for a read-only mount of a store that cannot be written (it takes no lock), for a store
+    that was moved while mounted, and from within a container the process does not live in.
+    """
+    owner = read(store_path)
+    try:
+        return Watch(owner.pid) if owner else None
+    except OSError:
+        return None

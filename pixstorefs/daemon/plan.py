@@ -1,0 +1,17 @@
+"""What to mount where: the one thing the command line hands to `serve`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MountPlan:
+    """Both paths are real and absolute: the process that serves changes its directory.
+
+    `flags` are mount options passed on to libfuse as they are (noexec, dev, ...).
+    """
+
+    store_path: str
+    mountpoint: str
+    read_only: bool = False
+    allow_other: bool = False
+    flags: frozenset[str] = frozenset()

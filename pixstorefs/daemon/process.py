@@ -1,0 +1,163 @@
+"""The background process of a mount: fork, detach, and one message back to the command that started it.
+
+The command returns exactly when the mount answers, or fails with the very error the background process
+met: no `sleep 1` in anybody's script. Fork comes before any thread exists; nothing that a fork may not
+carry along (SQLite, locks, trio) is opened before it.
+"""
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from pixstorefs import errors
+from pixstorefs.daemon import logs
+from pixstorefs.errors import PixstoreError
+
+log = logging.getLogger(__name__)
+
+EXIT_UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
+
+# Called once, when the mount answers, with lines for the person who mounted.
+Announce = Callable[[list[str]], None]
+# Serves until the mount ends; returns the exit status of the process.
+Body = Callable[[Announce], int]
+
+
+class StartFailed(Exception):
+    """The background process ended before the mount answered, for a reason that is our fault."""
+
+    def __init__(self, message: str, log_path: str) -> None:
+        super().__init__(message)
+        self.log_path = log_path
+
+
+def run_in_background(body: Body, log_path: str, *, debug: bool = False) -> list[str]:
+    """Run `body` in a process of its own; returns its announcement.
+
+    Raises the PixstoreError the process ended with, or StartFailed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_end)
+        _be_background(body, _Report(write_end), log_path, debug=debug)
+    os.close(write_end)
+    return _await_announcement(pid, read_end, log_path)
+
+
+def run_in_foreground(body: Body, *, debug: bool = False) -> int:
+    """Run `body` in this process, logging to stderr; returns its exit status."""
+    logs.to_stderr(debug=debug)
+    _leave_surroundings()
+    return body(lambda _notes: None)  # they are in the log, and that is on the screen
+
+
+class _Report:
+    """The child's end of the pipe: one JSON object, then closed."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor: int | None = descriptor
+
+    def announce(self, notes: list[str]) -> None:
+        self._send({"notes": notes})
+
+    def fail(self, error: PixstoreError) -> None:
+        self._send({"error": type(error).__name__, "message": str(error)})
+
+    def break_down(self, error: BaseException) -> None:
+        self._send({"unexpected": f"{type(error).__name__}: {error}"})
+
+    def _send(self, message: dict[str, object]) -> None:
+        if self.descriptor is None:
+            return  # the command has had its answer; the log has the rest
+        content = json.dumps(message).encode()
+        descriptor, self.descriptor = self.descriptor, None
+        try:
+            os.write(descriptor, content)
+        except BrokenPipeError:
+            pass  # the command was killed meanwhile; the mount goes on
+        os.close(descriptor)
+
+
+def _be_background(body: Body, report: _Report, log_path: str, *, debug: bool) -> NoReturn:
+    """The whole life of the child. It must never return into the command's own code."""
+    status = EXIT_UNEXPECTED
+    try:
+        _detach(report)
+        problem = _start_log(log_path, debug=debug)
+        status = body(lambda notes: report.announce([*problem, *notes]))
+    except PixstoreError as error:
+        status = error.exit_code
+        log.error("%s", error)
+        report.fail(error)
+    except BaseException as error:
+        log.critical("the mount broke: %s", error, exc_info=True)
+        report.break_down(error)
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _detach(report: _Report) -> None:
+    # One fork is enough: a session leader gets a terminal only by opening one, and we open none.
+    os.setsid()
+    _leave_surroundings()
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    # Whatever the caller left open (locks, pipes someone reads to the end) is not ours to keep.
+    keep = report.descriptor
+    assert keep is not None
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def _leave_surroundings() -> None:
+    os.chdir("/")  # keep nobody from unmounting the disk the command was started on
+    os.umask(0o077)
+
+
+def _start_log(log_path: str, *, debug: bool) -> list[str]:
+    try:
+        logs.to_file(log_path, debug=debug)
+    except OSError as error:
+        # A mount without a log is better than none, but the person should know.
+        return [f"no log is written: {log_path}: {error.strerror}"]
+    faulthandler.enable()
+    return []
+
+
+def _await_announcement(pid: int, read_end: int, log_path: str) -> list[str]:
+    try:
+        with os.fdopen(read_end, "rb") as pipe:
+            content = pipe.read()
+    except KeyboardInterrupt:
+        # The child is in a session of its own, so Ctrl-C did not reach it.
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        raise
+    if not content:
+        _, status = os.waitpid(pid, 0)
+        raise StartFailed(f"The mount process ended before it was ready ({_ending(status)}).", log_path)
+    message = json.loads(content)
+    if "notes" in message:
+        return list(message["notes"])
+    os.waitpid(pid, 0)  # so that the store is free when the command returns
+    if "unexpected" in message:
+        raise StartFailed(message["unexpected"], log_path)
+    error = getattr(errors, message["error"])(message["message"])
+    assert isinstance(error, PixstoreError)
+    raise error
+
+
+def _ending(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exit status {os.WEXITSTATUS(status)}"

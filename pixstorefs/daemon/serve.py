@@ -1,0 +1,182 @@
+"""Serve one mount from opening the store to its clean end, in this process.
+
+How it ends, in order: the kernel hands over what it caches, the event loop stops, open drafts are saved,
+the store gets its last barrier, and only then the mountpoint is free. A crash leaves out the last step on
+purpose: a dead mount stops programs, an empty directory would let them write beside the store.
+"""
+
+import errno
+import gc
+import logging
+import os
+
+import pyfuse3
+import trio
+
+from pixstorefs.daemon import mounts, owner, session
+from pixstorefs.daemon.plan import MountPlan
+from pixstorefs.daemon.process import EXIT_UNEXPECTED, Announce
+from pixstorefs.daemon.signals import StopRequest
+from pixstorefs.errors import PixstoreError, StoreInUse
+from pixstorefs.fs.operations import Operations
+from pixstorefs.keys.secrets import Secret
+from pixstorefs.store import Store, open_unlocked
+
+log = logging.getLogger(__name__)
+
+# Idle workers kept: each owns a request buffer of 1 MiB, and giving it back means page faults on the next
+# write. The kernel sends at most 12 background requests at once (its default max_background).
+_MIN_WORKERS = 12
+# Requests served at once; more wait in the kernel. Bounds the memory for request buffers to 64 MiB.
+_MAX_WORKERS = 64
+
+# A daemon whose mount is gone is saving its last drafts; a new mount waits that long for it.
+_PREDECESSOR_TIMEOUT_S = 10.0
+# systemd kills a service 90 s after asking it to stop, so everything here must fit in that.
+_UNMOUNT_TIMEOUT_S = 40.0
+_LOOP_END_TIMEOUT_S = 5.0
+
+_EXIT_NOT_SAVED = 1
+
+
+def serve(plan: MountPlan, secret: Secret, announce: Announce) -> int:
+    """Mount, serve, save everything; returns the exit status. `announce` is called when the mount answers."""
+    stop = StopRequest()
+    stop.install()
+    store = _open_store(plan, secret)
+    operations = Operations(store, read_only=plan.read_only, allow_other=plan.allow_other)
+    try:
+        chosen = session.options(
+            plan.store_path, read_only=plan.read_only, allow_other=plan.allow_other, flags=plan.flags
+        )
+        session.start(operations, plan.mountpoint, chosen)
+    except BaseException:
+        store.close()
+        raise
+    failure = _run_loop(plan, stop, announce, store.report)
+    stop.forget_loop()
+    saved = _save_everything(operations, store)
+    pyfuse3.close(unmount=failure is None)
+    if failure is not None:
+        log.critical(
+            "the mount broke and is left dead on %s: mount it again, or clean it away with pixstorefs umount",
+            plan.mountpoint,
+            exc_info=failure,
+        )
+        return EXIT_UNEXPECTED
+    log.info("ended: %s is unmounted from %s", plan.store_path, plan.mountpoint)
+    return 0 if saved else _EXIT_NOT_SAVED
+
+
+def _open_store(plan: MountPlan, secret: Secret) -> Store:
+    """Open the store; if the mount that has it is just ending, wait for that first."""
+
+    def attempt() -> Store:
+        return open_unlocked(plan.store_path, secret, read_only=plan.read_only, mountpoint=plan.mountpoint)
+
+    try:
+        return attempt()
+    except StoreInUse:
+        if not _predecessor_ended(plan.store_path):
+            raise
+    return attempt()
+
+
+def _predecessor_ended(store_path: str) -> bool:
+    """Wait for an owner whose mount is already gone (fusermount3 -u a moment ago) and that still saves."""
+    holder = owner.read(store_path)
+    if holder is None:
+        return True  # it gave the store free just now
+    if holder.mountpoint is None or any(
+        entry.is_ours and entry.source == store_path for entry in mounts.mounted()
+    ):
+        return False
+    predecessor = owner.watch(store_path)
+    return predecessor is None or predecessor.wait(_PREDECESSOR_TIMEOUT_S)
+
+
+def _run_loop(
+    plan: MountPlan, stop: StopRequest, announce: Announce, report: list[str]
+) -> BaseException | None:
+    """Run the event loop until the mount has ended; returns what broke it, if anything."""
+    try:
+        trio.run(_serve_until_end, plan, stop, announce, report)
+    except BaseException as error:  # noqa: BLE001  drafts have to be saved whatever happened
+        return error
+    return None
+
+
+async def _serve_until_end(plan: MountPlan, stop: StopRequest, announce: Announce, report: list[str]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_answer_requests, nursery.cancel_scope)
+        # The first request is our own: when it is answered, so will be everybody's. From a thread, because
+        # this loop has to answer it.
+        await trio.to_thread.run_sync(os.stat, plan.mountpoint, abandon_on_cancel=True)
+        for line in report:
+            log.warning("recovery: %s", line)
+        mode = "read-only " if plan.read_only else ""
+        log.info("mounted %s %son %s, process %d", plan.store_path, mode, plan.mountpoint, os.getpid())
+        # What is alive now stays alive; the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        announce(report)
+        await stop.wait()
+        log.info("%s: ending the mount on %s", stop.name, plan.mountpoint)
+        await _end_mount(plan.mountpoint)
+
+
+async def _answer_requests(everything_else: trio.CancelScope) -> None:
+    """pyfuse3's loop. It returns when the mount is gone and every request has been answered."""
+    await pyfuse3.main(_MIN_WORKERS, _MAX_WORKERS)
+    everything_else.cancel()
+
+
+async def _end_mount(mountpoint: str) -> None:
+    """Unmount while the loop still answers, so that the kernel can hand over what it caches.
+
+    Where programs keep the mount busy, their data is written back first and the loop ended under them:
+    from then on they get errors, and what they had written until the signal is saved.
+    """
+    try:
+        with trio.move_on_after(_UNMOUNT_TIMEOUT_S):
+            if await trio.to_thread.run_sync(_unmount_or_write_back, mountpoint, abandon_on_cancel=True):
+                # The kernel tells the loop, which ends and cancels us. It does not where a copy of this
+                # mount lives on in another mount namespace.
+                await trio.sleep(_LOOP_END_TIMEOUT_S)
+    except OSError as error:
+        log.warning("the kernel could not hand over all it caches: %s", error)
+    pyfuse3.terminate()
+
+
+def _unmount_or_write_back(mountpoint: str) -> bool:
+    """Unmount, or, where that is refused, get everything the kernel has. Returns whether it is unmounted."""
+    try:
+        mounts.unmount(mountpoint)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            log.info("%s is in use by %s", mountpoint, ", ".join(mounts.users(mountpoint)) or "programs")
+        else:
+            log.warning("%s could not be unmounted: %s", mountpoint, error.strerror)
+        session.write_back(mountpoint)
+        return False
+    return True
+
+
+def _save_everything(operations: Operations, store: Store) -> bool:
+    """Save open drafts, then the last barrier. One failing must not keep the other from its try."""
+    saved = True
+
+    def close_operations() -> None:
+        # A loop of its own: the one that served may have broken.
+        trio.run(operations.close)
+
+    for step, what in ((close_operations, "open drafts"), (store.close, "the store")):
+        try:
+            step()
+        except (PixstoreError, OSError) as error:
+            saved = False
+            log.error("%s could not be saved: %s", what, error)
+        except Exception:
+            saved = False
+            log.exception("%s could not be saved", what)
+    return saved

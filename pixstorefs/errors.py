@@ -1,0 +1,100 @@
+"""Every error pixstorefs raises: one class per reaction, with its errno and exit code.
+
+`errno` is what a program on the mount sees; `exit_code` is what the command line ends with.
+The message is for the person: what happened to which image or store, what it means for the
+data, what to do next. POSIX refusals of the file system (ENOENT, ENOTEMPTY, ...) are plain
+OSErrors: the errno *is* their meaning and no person reads them.
+"""
+
+import errno
+
+
+class PixstoreError(Exception):
+    """Base of all errors meant for people. Never raised itself."""
+
+    errno = errno.EIO
+    exit_code = 1
+
+
+class InvalidInput(PixstoreError):
+    """A value the caller gave cannot be used: nothing was changed."""
+
+    errno = errno.EINVAL
+    exit_code = 2
+
+
+class StoreInUse(PixstoreError):
+    """Another process owns the store; the message names its pid and mountpoint."""
+
+    errno = errno.EBUSY
+    exit_code = 3
+
+
+class WrongKey(PixstoreError):
+    """No key slot of the store opens with the secret given, or none was given."""
+
+    errno = errno.EACCES
+    exit_code = 4
+
+
+class NotAStore(PixstoreError):
+    """The directory is missing, or holds something that is not a store: it was left untouched."""
+
+    errno = errno.ENOENT
+    exit_code = 5
+
+
+class MountpointUnusable(PixstoreError):
+    """The mountpoint cannot be mounted on (a file, not empty, no rights, overlapping the store)."""
+
+    errno = errno.ENOTDIR
+    exit_code = 6
+
+
+class NewerFormat(PixstoreError):
+    """The store was written by a newer pixstorefs; this one would damage it and does not try."""
+
+    errno = errno.EPROTONOSUPPORT
+    exit_code = 7
+
+
+class CorruptStore(PixstoreError):
+    """The header, the key slots or the index are damaged; images may still be recoverable."""
+
+    errno = errno.EIO
+    exit_code = 8
+
+
+class FuseUnavailable(PixstoreError):
+    """The system cannot mount: no /dev/fuse, no fusermount3, or the kernel refused."""
+
+    errno = errno.ENODEV
+    exit_code = 9
+
+
+class NoSpace(PixstoreError):
+    """The disk under the store is full. What was saved before is intact."""
+
+    errno = errno.ENOSPC
+    exit_code = 10
+
+
+class ImageNotFound(PixstoreError):
+    """No image has this id (or path)."""
+
+    errno = errno.ENOENT
+    exit_code = 11
+
+
+class CorruptImage(PixstoreError):
+    """The object of one image is missing or its tags do not match; every other image works."""
+
+    errno = errno.EIO
+    exit_code = 12
+
+
+class ReadOnlyStore(PixstoreError):
+    """The store was opened read-only and the call would change it."""
+
+    errno = errno.EROFS
+    exit_code = 13

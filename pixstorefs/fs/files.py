@@ -1,0 +1,202 @@
+"""Open files: handles, reading, writing, and saving what was written."""
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable, Generator
+
+from pixstorefs.errors import CorruptImage
+from pixstorefs.fs import attributes
+from pixstorefs.fs.open_image import OpenImage, PendingName
+from pixstorefs.fs.pending import PendingNames
+from pixstorefs.store.draft import Draft
+from pixstorefs.store.objects import Content
+from pixstorefs.store.records import Inode
+from pixstorefs.store.store import NewName, Store
+
+log = logging.getLogger(__name__)
+
+
+class Files:
+    """All open images of a mount, by inode number and by handle."""
+
+    def __init__(self, store: Store, pending: PendingNames, now_ns: Callable[[], int]) -> None:
+        self._store = store
+        self._pending = pending
+        self._now_ns = now_ns
+        self._images: dict[int, OpenImage] = {}
+        self._handles: dict[int, OpenImage] = {}
+        self._next_handle = 1
+        # Inodes without a name that the kernel still knows, for stat(2) through what is open.
+        self._gone: dict[int, Inode] = {}
+
+    # Inodes
+
+    def image(self, ino: int) -> OpenImage | None:
+        """The open image with this inode number."""
+        return self._images.get(ino)
+
+    def inode(self, ino: int) -> Inode:
+        """The inode as programs see it, its size apart. Raises OSError ESTALE where there is none."""
+        image = self._images.get(ino)
+        if image is not None:
+            return image.inode
+        inode = self._gone.get(ino) or self._store.inode(ino)
+        if inode is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode
+
+    def size_bytes(self, inode: Inode) -> int:
+        """The size programs see."""
+        image = self._images.get(inode.ino)
+        return inode.size_bytes if image is None else image.size_bytes
+
+    def prepare_loss(self, ino: int) -> None:
+        """An inode is about to lose a name, maybe its last: keep open content readable."""
+        image = self._images.get(ino)
+        if image is not None:
+            try:
+                image.hold()
+            except (CorruptImage, OSError) as error:
+                log.warning("an open image is deleted and was damaged before: %s", error)
+
+    def lost_name(self, inode: Inode) -> None:
+        """An inode lost a name; `inode` is how it is now."""
+        image = self._images.get(inode.ino)
+        if image is not None:
+            image.inode.nlink = inode.nlink
+            image.inode.ctime_ns = inode.ctime_ns
+        if inode.nlink == 0:
+            self._gone[inode.ino] = inode if image is None else image.inode
+            if image is not None:
+                image.gone = True
+
+    def forget(self, ino: int) -> None:
+        """The kernel has let go of an inode."""
+        if ino not in self._images:
+            self._gone.pop(ino, None)
+
+    # Handles
+
+    def create(self, inode: Inode, pending: PendingName) -> tuple[int, OpenImage]:
+        """A handle of a new, pending file."""
+        image = OpenImage(self._store, inode, pending)
+        self._images[inode.ino] = image
+        return self._new_handle(image), image
+
+    def open(self, ino: int, flags: int) -> int:
+        """A handle of an existing file. O_TRUNC starts an empty draft; the saved image stays until the save.
+
+        Raises OSError: ESTALE, EISDIR.
+        """
+        image = self._images.get(ino)
+        if image is None:
+            inode = self.inode(ino)
+            if not stat.S_ISREG(inode.mode):
+                raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL, "not a file")
+            image = self._images[ino] = OpenImage(self._store, inode)
+            image.gone = inode.nlink == 0
+        handle = self._new_handle(image)
+        if flags & os.O_TRUNC:
+            self.truncate(image, 0)
+        return handle
+
+    def of_handle(self, handle: int) -> OpenImage:
+        """The image behind a handle. Raises OSError EBADF."""
+        try:
+            return self._handles[handle]
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def release(self, handle: int) -> OpenImage | None:
+        """Close a handle; returns the image if it was the last one.
+
+        A draft that is still there then (its save failed) is given up, with a line in the log.
+        """
+        image = self._handles.pop(handle)
+        image.handles -= 1
+        if image.handles:
+            return None
+        return image
+
+    def close(self, image: OpenImage) -> bool:
+        """Forget an image without handles; whether a draft was lost with it."""
+        lost = image.to_save
+        image.close()
+        if self._images.get(image.inode.ino) is image:
+            del self._images[image.inode.ino]
+        return lost
+
+    def all_images(self) -> list[OpenImage]:
+        """Every open image."""
+        return list(self._images.values())
+
+    def _new_handle(self, image: OpenImage) -> int:
+        handle = self._next_handle
+        self._next_handle += 1
+        self._handles[handle] = image
+        image.handles += 1
+        return handle
+
+    # Content
+
+    def write(self, image: OpenImage, offset: int, data: bytes) -> None:
+        """Write into the draft. After a failure the image is `failed`: it is never saved incomplete."""
+        if image.failure is not None:
+            raise OSError(image.failure, os.strerror(image.failure))
+        draft = image.begin_draft()
+        draft.write(offset, data)
+        self._changed(image)
+
+    def fail(self, image: OpenImage, number: int) -> None:
+        """A write could not be done: what the kernel cached of it is lost, so the draft must not be saved."""
+        image.failure = number
+
+    def truncate(self, image: OpenImage, size_bytes: int) -> None:
+        """Change the length of the draft."""
+        if size_bytes == 0:
+            image.begin_draft(empty=True)
+        elif size_bytes != image.size_bytes or image.draft is not None:
+            image.begin_draft().truncate(size_bytes)
+        self._changed(image)
+
+    def _changed(self, image: OpenImage) -> None:
+        now_ns = self._now_ns()
+        image.inode.mtime_ns = image.inode.ctime_ns = now_ns
+        attributes.clear_set_id(image.inode)
+
+    def save(self, image: OpenImage) -> Generator[None, None, None]:
+        """Save the draft, if there is anything to save: seal the object, one transaction.
+
+        A generator that pauses every few megabytes; the image must not be changed in between.
+        Raises OSError or PixstoreError; the old version is then intact and the draft kept.
+        """
+        if not image.to_save:
+            return
+        if image.failure is not None:
+            raise OSError(image.failure, os.strerror(image.failure))
+        draft = image.begin_draft()
+        content = yield from draft.seal()
+        pending = image.pending
+        if image.gone:  # its last name went while the save paused
+            draft.resume(content)
+            return
+        if pending is None:
+            self._store.save(image.inode, draft, content)
+        else:
+            self._save_name(image, draft, content, pending)
+        image.drop_draft()
+        image.forget_version()
+
+    def _save_name(self, image: OpenImage, draft: Draft, content: Content, pending: PendingName) -> None:
+        parent = pending.entry.parent
+        changed_ns = self._pending.take_changed_ns(parent)
+        try:
+            self._store.save(image.inode, draft, content, NewName(pending.entry, pending.xattrs, changed_ns))
+        except BaseException:
+            if changed_ns is not None:
+                self._pending.touch(parent, changed_ns)
+            raise
+        self._pending.discard(image)
+        image.pending = None

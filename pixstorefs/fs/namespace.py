@@ -1,0 +1,332 @@
+"""The namespace: names, directories, links and renames, saved and pending ones as one tree."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+
+from pixstorefs.fs.attributes import Changes, apply, new_inode
+from pixstorefs.fs.files import Files
+from pixstorefs.fs.open_image import OpenImage, PendingName
+from pixstorefs.fs.pending import PendingNames
+from pixstorefs.store.records import Entry, Inode
+from pixstorefs.store.store import Store
+
+NAME_LIMIT_BYTES = 255
+TARGET_LIMIT_BYTES = 4095
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+_FIRST_COOKIE = 3
+_PAGE_ENTRIES = 64
+
+
+class Namespace:
+    """Names of a mount. Errors are OSErrors with the errno that Linux gives."""
+
+    def __init__(self, store: Store, files: Files, pending: PendingNames, now_ns: Callable[[], int]) -> None:
+        self._store = store
+        self._files = files
+        self._pending = pending
+        self._now_ns = now_ns
+
+    # Looking
+
+    def lookup(self, parent: int, name: bytes) -> Inode | None:
+        """The inode a name stands for; "." and ".." are for the kernel and never come here."""
+        _check_name(name)
+        pending = self._pending.get(parent, name)
+        if pending is not None:
+            return pending.inode
+        inode = self._store.lookup(parent, name)
+        return None if inode is None else self._as_seen(inode)
+
+    def inode(self, ino: int) -> Inode:
+        """An inode as programs see it. Raises ESTALE."""
+        return self._as_seen(self._files.inode(ino))
+
+    def list(self, ino: int, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
+        """Entries of a directory behind a cookie: (cookie, name, inode), "." and ".." first."""
+        if cookie < 1:
+            yield 1, b".", self.inode(ino)
+        if cookie < 2:
+            yield 2, b"..", self.inode(self._store.parent_of(ino))
+        cookie = max(cookie, _FIRST_COOKIE - 1)
+        while True:
+            page = self._store.entries(ino, cookie, _PAGE_ENTRIES)
+            last = page[-1][0] if len(page) == _PAGE_ENTRIES else None
+            pending = [item for item in self._pending.behind(ino, cookie) if last is None or item[0] <= last]
+            if pending:
+                page = [item for item in page if self._pending.get(ino, item[1]) is None]
+                page += [(at, name, image.inode) for at, name, image in pending]
+                page.sort(key=lambda item: item[0])
+            for at, name, inode in page:
+                yield at, name, self._as_seen(inode)
+            if last is None:
+                return
+            cookie = last
+
+    def read_link(self, ino: int) -> bytes:
+        """Where a symlink points. Raises EINVAL."""
+        target = self._store.link_target(ino)
+        if target is None:
+            raise _error(errno.EINVAL)
+        return target
+
+    # Making
+
+    def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> tuple[int, OpenImage]:
+        """A new, pending file and a handle of it. Raises EEXIST, ENAMETOOLONG, ENOENT."""
+        directory = self._directory_for_new(parent, name)
+        now_ns = self._now_ns()
+        image_id = self._store.allocator.new_image_id()
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        inode = new_inode(self._store.numbers.ino(), mode, uid, gid, directory, now_ns, image_id=image_id)
+        entry = Entry(self._store.numbers.cookie(), parent, name)
+        handle, image = self._files.create(inode, PendingName(entry))
+        self._pending.add(image)
+        self._pending.touch(parent, now_ns)
+        return handle, image
+
+    def make(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        rdev: int = 0,
+        target: bytes | None = None,
+    ) -> Inode:
+        """A new directory, symlink or special file, saved at once. Raises EEXIST, ENAMETOOLONG, ENOENT."""
+        directory = self._directory_for_new(parent, name)
+        inode = new_inode(self._store.numbers.ino(), mode, uid, gid, directory, self._now_ns())
+        inode.rdev = rdev
+        if target is not None:
+            if len(target) > TARGET_LIMIT_BYTES:
+                raise _error(errno.ENAMETOOLONG)
+            inode.size_bytes = len(target)
+        self._store.add(inode, parent, name, target)
+        self._pending.take_changed_ns(parent)
+        return inode
+
+    def link(self, ino: int, parent: int, name: bytes) -> Inode:
+        """One more name for a saved file. Raises EEXIST, ENOENT (its last name is gone), EPERM."""
+        self._directory_for_new(parent, name)
+        inode = self._files.inode(ino)
+        if stat.S_ISDIR(inode.mode):
+            raise _error(errno.EPERM)
+        if inode.nlink == 0:
+            raise _error(errno.ENOENT)
+        linked = self._store.link(ino, parent, name, self._now_ns())
+        inode.nlink, inode.ctime_ns = linked.nlink, linked.ctime_ns
+        self._pending.take_changed_ns(parent)
+        return self._as_seen(inode)
+
+    # Removing
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Remove the name of anything but a directory. Raises ENOENT, EISDIR."""
+        _check_name(name)
+        pending = self._pending.get(parent, name)
+        if pending is not None:
+            self._unlink_pending(pending)
+            self._remove_saved(parent, name)
+            return
+        inode = self._existing(parent, name)
+        if stat.S_ISDIR(inode.mode):
+            raise _error(errno.EISDIR)
+        self._remove_saved(parent, name)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY."""
+        _check_name(name)
+        inode = self._existing(parent, name)
+        if not stat.S_ISDIR(inode.mode):
+            raise _error(errno.ENOTDIR)
+        self._check_empty(inode.ino)
+        self._remove_saved(parent, name)
+
+    def _unlink_pending(self, image: OpenImage) -> None:
+        assert image.pending is not None
+        self._pending.discard(image)
+        self._pending.touch(image.pending.entry.parent, self._now_ns())
+        image.pending = None
+        image.inode.nlink = 0
+        self._files.lost_name(image.inode)
+
+    def _remove_saved(self, parent: int, name: bytes) -> None:
+        """Remove a name from the index, if it is there: behind a pending one it may be hidden."""
+        inode = self._store.lookup(parent, name)
+        if inode is None:
+            return
+        self._files.prepare_loss(inode.ino)
+        removed = self._store.remove(parent, name, self._now_ns())
+        self._pending.take_changed_ns(parent)
+        if removed is not None:
+            self._files.lost_name(removed)
+
+    # Renaming
+
+    def pending_of(self, parent: int, name: bytes) -> OpenImage | None:
+        """The file of this name if it was never saved."""
+        return self._pending.get(parent, name)
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """Rename, atomically replacing what has the new name.
+
+        Both names of an exchange must be saved (see pending_of). Raises ENOENT, EEXIST, EISDIR, ENOTDIR,
+        ENOTEMPTY, EINVAL, ENAMETOOLONG.
+        """
+        _check_name(name)
+        _check_name(new_name)
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise _error(errno.EINVAL)
+        moved = self._existing(parent, name)
+        target = self.lookup(new_parent, new_name)
+        if flags == RENAME_EXCHANGE:
+            self._exchange(parent, name, new_parent, new_name)
+            return
+        if target is not None:
+            if flags == RENAME_NOREPLACE:
+                raise _error(errno.EEXIST)
+            if target.ino == moved.ino:
+                return
+            self._check_replaceable(moved, target)
+        hidden = self._pending.get(new_parent, new_name)
+        if hidden is not None:
+            self._unlink_pending(hidden)
+        image = self._pending.get(parent, name)
+        if image is not None:
+            self._rename_pending(image, new_parent, new_name, target if hidden is None else None)
+        else:
+            self._rename_saved(parent, name, new_parent, new_name)
+
+    def _rename_saved(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
+        target = self._store.lookup(new_parent, new_name)
+        if target is not None:
+            self._files.prepare_loss(target.ino)
+        moved, replaced = self._store.rename(parent, name, new_parent, new_name, self._now_ns())
+        self._pending.take_changed_ns(parent)
+        self._pending.take_changed_ns(new_parent)
+        image = self._files.image(moved.ino)
+        if image is not None:
+            image.inode.ctime_ns = moved.ctime_ns
+        if replaced is not None:
+            self._files.lost_name(replaced)
+
+    def _rename_pending(
+        self, image: OpenImage, new_parent: int, new_name: bytes, target: Inode | None
+    ) -> None:
+        """Only the mount changes; the index keeps `target` until the file is saved."""
+        assert image.pending is not None
+        old, now_ns = image.pending.entry, self._now_ns()
+        if target is not None:
+            self._files.prepare_loss(target.ino)
+            target.nlink -= 1
+            target.ctime_ns = now_ns
+            self._files.lost_name(target)
+        cookie = old.cookie if old.parent == new_parent else self._store.numbers.cookie()
+        self._pending.discard(image)
+        image.pending.entry = Entry(cookie, new_parent, new_name)
+        image.inode.ctime_ns = now_ns
+        self._pending.add(image)
+        self._pending.touch(old.parent, now_ns)
+        self._pending.touch(new_parent, now_ns)
+        self._remove_saved(old.parent, old.name)
+
+    def _exchange(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
+        self._existing(new_parent, new_name)
+        now_ns = self._now_ns()
+        self._store.exchange(parent, name, new_parent, new_name, now_ns)
+        for changed in (parent, new_parent):
+            self._pending.take_changed_ns(changed)
+        for at, moved in ((parent, name), (new_parent, new_name)):
+            inode = self._store.lookup(at, moved)
+            image = self._files.image(inode.ino) if inode else None
+            if image is not None:
+                image.inode.ctime_ns = now_ns
+
+    # Attributes
+
+    def change(self, ino: int, changes: Changes) -> Inode:
+        """Change permissions, owner or times; content is `files`' matter."""
+        now_ns = self._now_ns()
+        image = self._files.image(ino)
+        if image is not None:
+            apply(image.inode, changes, now_ns)
+            if image.gone or image.pending is not None:
+                return image.inode
+            if image.dirty:
+                # The times belong to the content that is not saved yet and wait for it.
+                changes = Changes(changes.mode, changes.uid, changes.gid)
+                if changes == Changes():
+                    return image.inode
+        inode = self._files.inode(ino) if image is None else self._store.inode(ino)
+        if inode is None or inode.nlink == 0:
+            return self._files.inode(ino)
+        if image is None or image.dirty:
+            apply(inode, changes, now_ns)
+        else:
+            inode = image.inode
+        self._store.update_inode(inode)
+        if stat.S_ISDIR(inode.mode) and changes.mtime_ns is not None:
+            self._pending.take_changed_ns(ino)
+        return self._as_seen(image.inode if image is not None else inode)
+
+    def write_directory_times(self) -> None:
+        """Write down what pending names changed and no save took along (at unmount)."""
+        for ino, changed_ns in self._pending.all_changed().items():
+            inode = self._store.inode(ino)
+            if inode is not None:
+                inode.mtime_ns = inode.ctime_ns = changed_ns
+                self._store.update_inode(inode)
+            self._pending.take_changed_ns(ino)
+
+    # Checks
+
+    def _as_seen(self, inode: Inode) -> Inode:
+        image = self._files.image(inode.ino)
+        if image is not None:
+            return image.inode
+        if stat.S_ISDIR(inode.mode):
+            changed_ns = self._pending.changed_ns(inode.ino)
+            if changed_ns is not None:
+                inode.mtime_ns = inode.ctime_ns = changed_ns
+        return inode
+
+    def _existing(self, parent: int, name: bytes) -> Inode:
+        inode = self.lookup(parent, name)
+        if inode is None:
+            raise _error(errno.ENOENT)
+        return inode
+
+    def _directory_for_new(self, parent: int, name: bytes) -> Inode:
+        _check_name(name)
+        directory = self._files.inode(parent)
+        if directory.nlink == 0:
+            raise _error(errno.ENOENT)
+        if self._pending.get(parent, name) is not None or self._store.lookup(parent, name) is not None:
+            raise _error(errno.EEXIST)
+        return directory
+
+    def _check_empty(self, ino: int) -> None:
+        if self._store.has_entries(ino) or self._pending.has(ino):
+            raise _error(errno.ENOTEMPTY)
+
+    def _check_replaceable(self, moved: Inode, target: Inode) -> None:
+        if stat.S_ISDIR(target.mode):
+            if not stat.S_ISDIR(moved.mode):
+                raise _error(errno.EISDIR)
+            self._check_empty(target.ino)
+        elif stat.S_ISDIR(moved.mode):
+            raise _error(errno.ENOTDIR)
+
+
+def _check_name(name: bytes) -> None:
+    if len(name) > NAME_LIMIT_BYTES:
+        raise _error(errno.ENAMETOOLONG)
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

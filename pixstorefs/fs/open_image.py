@@ -1,0 +1,160 @@
+"""One image while it is open: its attributes, its draft, its reader, and the states it goes through.
+
+                     write, truncate, O_TRUNC
+        clean  ------------------------------->  dirty
+          ^  <-------------------------------      |
+          |        save (flush, fsync,             |  a write failed
+          |        release after mmap)             v
+       pending  -- created, never saved          failed  -- never saved; the old version stays
+          |  its name exists in the mount only
+          v
+        gone    -- no name is left; read and written until the last handle closes, never saved
+
+`pending` and `gone` say where the name stands, `dirty` and `failure` where the content stands.
+"""
+
+from dataclasses import dataclass, field
+
+from pixstorefs.store.draft import Draft
+from pixstorefs.store.objects import ObjectReader
+from pixstorefs.store.records import Entry, Inode
+from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES
+from pixstorefs.store.store import Store
+
+
+@dataclass(slots=True)
+class PendingName:
+    """The name of a file that was created and never saved, and the xattrs it got meanwhile."""
+
+    entry: Entry
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+
+
+class OpenImage:
+    """The state of one open regular file. `inode` holds its attributes; its size is the saved one."""
+
+    __slots__ = (
+        "_held",
+        "_held_index",
+        "_reader",
+        "_store",
+        "dirty",
+        "draft",
+        "failure",
+        "gone",
+        "handles",
+        "inode",
+        "pending",
+        "saving",
+    )
+
+    def __init__(self, store: Store, inode: Inode, pending: PendingName | None = None) -> None:
+        self.inode = inode
+        self.pending = pending
+        self.draft: Draft | None = None
+        self.dirty = pending is not None
+        self.failure: int | None = None
+        self.gone = False
+        self.handles = 0
+        # Set by the adapter while a long save pauses; whoever changes the content waits for it.
+        self.saving: object | None = None
+        self._store = store
+        self._reader: ObjectReader | None = None
+        self._held: memoryview | None = None
+        self._held_index = -1
+
+    @property
+    def size_bytes(self) -> int:
+        """The size programs see: the draft's while there is one."""
+        return self.inode.size_bytes if self.draft is None else self.draft.size_bytes
+
+    @property
+    def to_save(self) -> bool:
+        """Whether there is content that the next flush has to save."""
+        return self.dirty and not self.gone
+
+    def reader(self) -> ObjectReader:
+        """The reader of the saved version. Raises CorruptImage."""
+        if self._reader is None:
+            self._reader = self._store.open_object(self.inode)
+        return self._reader
+
+    def hold(self) -> None:
+        """Open the object, so that the content stays readable when its name goes. Raises CorruptImage."""
+        if self.inode.version_id is not None:
+            self.reader().open()
+
+    def read(self, offset: int, size_bytes: int, *, nowait: bool) -> memoryview:
+        """Up to `size_bytes` from `offset`; the result is valid until the next read of this image.
+
+        Raises CorruptImage, OSError; BlockingIOError with `nowait` where the disk would be waited for.
+        """
+        size_bytes = max(0, min(size_bytes, self.size_bytes - offset))
+        if self.draft is not None:
+            out = memoryview(bytearray(size_bytes))
+            self.draft.read_into(offset, out)
+            return out
+        index, within = divmod(offset, SEGMENT_SIZE_BYTES)
+        if 0 < size_bytes <= SEGMENT_SIZE_BYTES - within:
+            return self._segment(index, nowait=nowait)[within : within + size_bytes]
+        out = memoryview(bytearray(size_bytes))
+        filled = 0
+        while filled < size_bytes:
+            part = self._segment(index, nowait=nowait)[within : within + size_bytes - filled]
+            out[filled : filled + len(part)] = part
+            filled += len(part)
+            index, within = index + 1, 0
+        return out
+
+    def warm(self, offset: int, size_bytes: int) -> None:
+        """Bring ciphertext into the page cache: for another thread, after `read` raised BlockingIOError."""
+        first = offset // SEGMENT_SIZE_BYTES
+        last = (offset + size_bytes - 1) // SEGMENT_SIZE_BYTES
+        reader = self._reader
+        if reader is not None:
+            reader.warm(first, last - first + 1)
+
+    def begin_draft(self, *, empty: bool = False) -> Draft:
+        """The draft, started from the saved version, or from nothing where `empty`."""
+        if empty:
+            self.drop_draft()
+        if self.draft is None:
+            assert self.inode.image_id is not None
+            allocator = self._store.allocator
+            if empty or self.inode.version_id is None:
+                self.draft = Draft(allocator, self.inode.image_id)
+            else:
+                reader = self.reader()
+                reader.open()
+                self.draft = Draft(allocator, self.inode.image_id, reader, self.inode.size_bytes)
+        self.dirty = True
+        return self.draft
+
+    def drop_draft(self) -> None:
+        """The draft was saved or given up; what is read next comes from the saved version."""
+        if self.draft is not None:
+            self.draft.close()
+            self.draft = None
+        self.dirty = False
+        self.failure = None
+
+    def forget_version(self) -> None:
+        """The saved version changed: let go of the old one's object."""
+        self._held_index = -1
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def close(self) -> None:
+        """The last handle closed."""
+        self.drop_draft()
+        self.forget_version()
+
+    def _segment(self, index: int, *, nowait: bool) -> memoryview:
+        if self._held is None:
+            self._held = memoryview(bytearray(SEGMENT_SIZE_BYTES))
+        if index != self._held_index:
+            self._held_index = -1
+            self.reader().read_segment(index, self._held, nowait=nowait)
+            self._held_index = index
+        return self._held

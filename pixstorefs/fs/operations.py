@@ -1,0 +1,414 @@
+"""The adapter between the kernel and the file system: decode, call, encode. No meaning lives here.
+
+Every handler runs to its end without giving way, except where it waits for the disk (cold reads, fsync) or
+pauses in a long save; a save marks its image so that nobody changes the content meanwhile. An exception that
+leaves a pyfuse3 handler would end the mount, so every one becomes an errno: ours their own, anything
+unexpected EIO with a line in the log.
+"""
+
+import errno
+import functools
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
+
+from pixstorefs.errors import PixstoreError
+from pixstorefs.fs.attributes import Changes, blocks
+from pixstorefs.fs.files import Files
+from pixstorefs.fs.namespace import NAME_LIMIT_BYTES, Namespace
+from pixstorefs.fs.open_image import OpenImage
+from pixstorefs.fs.pending import PendingNames
+from pixstorefs.fs.xattrs import Xattrs
+from pixstorefs.store.records import Inode
+from pixstorefs.store.store import Store
+
+log = logging.getLogger(__name__)
+
+# The mount is the only writer, so what the kernel caches stays right for as long as it likes.
+CACHE_TIMEOUT_S = 86400.0
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Turn every error of a handler into its errno."""
+
+    @functools.wraps(handler)
+    async def answer(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except FUSEError:
+            raise
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+        except PixstoreError as error:
+            log.warning("%s: %s", handler.__name__, error)
+            raise FUSEError(error.errno) from None
+        except Exception:
+            log.exception("unexpected error in %s; the mount goes on", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return answer
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = True
+    enable_acl = False
+
+    def __init__(
+        self, store: Store, *, read_only: bool, allow_other: bool, now_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        super().__init__()
+        self._store = store
+        self._read_only = read_only
+        self._allow_other = allow_other
+        pending = PendingNames()
+        self._files = Files(store, pending, now_ns)
+        self._names = Namespace(store, self._files, pending, now_ns)
+        self._xattrs = Xattrs(store, self._files, now_ns)
+
+    def close(self) -> None:
+        """Save every draft that is left, after the kernel has gone."""
+        for image in self._files.all_images():
+            try:
+                for _ in self._files.save(image):
+                    pass
+            except (OSError, PixstoreError) as error:
+                self._log_lost(image, error)
+            self._files.close(image)
+        if not self._read_only:
+            self._names.write_directory_times()
+
+    # Names
+
+    @_answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        inode = self._names.lookup(parent_inode, name)
+        if inode is None:
+            # An entry with inode 0 is a negative one, which the kernel caches as well.
+            missing = EntryAttributes()
+            missing.st_ino = 0
+            missing.entry_timeout = CACHE_TIMEOUT_S
+            return missing
+        return self._entry(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, _ in inode_list:
+            self._files.forget(ino)
+
+    @_answered
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        # The directory is its own handle: readdir resumes by cookie and keeps nothing.
+        return inode
+
+    @_answered
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        for cookie, name, inode in self._names.list(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, self._entry(inode), cookie):
+                break
+
+    async def releasedir(self, fh: int) -> None:
+        pass
+
+    @_answered
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        mode = stat.S_IFDIR | stat.S_IMODE(mode)
+        return self._entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid))
+
+    @_answered
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        if not stat.S_ISREG(mode):
+            return self._entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, rdev=rdev))
+        handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid)
+        try:
+            await self._save(image)
+            return self._entry(image.inode)
+        finally:
+            await self._release(handle)
+
+    @_answered
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        mode = stat.S_IFLNK | 0o777
+        return self._entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, target=target))
+
+    @_answered
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return self._names.read_link(inode)
+
+    @_answered
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        image = self._files.image(inode)
+        if image is not None and image.pending is not None:
+            # A second name makes a pending file an ordinary one: it is saved with what it has.
+            await self._save(image)
+        return self._entry(self._names.link(inode, new_parent_inode, new_name))
+
+    @_answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._with_room(lambda: self._names.unlink(parent_inode, name))
+
+    @_answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._with_room(lambda: self._names.rmdir(parent_inode, name))
+
+    @_answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            for parent, name in ((parent_inode_old, name_old), (parent_inode_new, name_new)):
+                image = self._names.pending_of(parent, name)
+                if image is not None:
+                    await self._save(image)
+        await self._with_room(
+            lambda: self._names.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        )
+
+    # Attributes
+
+    @_answered
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self._names.inode(inode))
+
+    @_answered
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        if fields.update_size:
+            await self._set_size(inode, attr.st_size, fh)
+        changes = _changes(attr, fields)
+        if changes == Changes():
+            return self._entry(self._names.inode(inode))
+        return self._entry(await self._with_room(lambda: self._names.change(inode, changes)))
+
+    @_answered
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return self._xattrs.get(inode, name)
+
+    @_answered
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        return self._xattrs.names(inode)
+
+    @_answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        await self._with_room(lambda: self._xattrs.put(inode, name, value))
+
+    @_answered
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._with_room(lambda: self._xattrs.remove(inode, name))
+
+    @_answered
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        below = os.statvfs(self._store.path)
+        stats = StatvfsData()
+        for field in (
+            "f_bsize",
+            "f_frsize",
+            "f_blocks",
+            "f_bfree",
+            "f_bavail",
+            "f_files",
+            "f_ffree",
+            "f_favail",
+        ):
+            setattr(stats, field, getattr(below, field))
+        stats.f_namemax = NAME_LIMIT_BYTES
+        return stats
+
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        return True  # default_permissions: the kernel has decided already
+
+    # Content
+
+    @_answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid)
+        return FileInfo(fh=handle, keep_cache=True), self._entry(image.inode)
+
+    @_answered
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        image = self._files.image(inode)
+        if image is not None and flags & os.O_TRUNC:
+            await self._settled(image)
+        return FileInfo(fh=self._files.open(inode, flags), keep_cache=True)
+
+    @_answered
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        image = self._files.of_handle(fh)
+        try:
+            # pyfuse3 takes any buffer, and takes it before the next request is read.
+            return image.read(off, size, nowait=True)  # type: ignore[return-value]
+        except BlockingIOError:
+            await trio.to_thread.run_sync(image.warm, off, size)
+            return image.read(off, size, nowait=False)  # type: ignore[return-value]
+        except (PixstoreError, OSError) as error:
+            log.error("%s cannot be read: %s", self._path(image), error)
+            raise FUSEError(getattr(error, "errno", None) or errno.EIO) from None
+
+    @_answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        image = self._files.of_handle(fh)
+        await self._settled(image)
+        try:
+            await self._with_room(lambda: self._files.write(image, off, buf))
+        except (OSError, PixstoreError) as error:
+            if getattr(error, "errno", None) != errno.EFBIG:
+                self._files.fail(image, error.errno or errno.EIO)
+            raise
+        return len(buf)
+
+    @_answered
+    async def flush(self, fh: int) -> None:
+        image = self._files.of_handle(fh)
+        if image.dirty:
+            await self._save(image)
+
+    @_answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        image = self._files.of_handle(fh)
+        if image.dirty:
+            await self._save(image)
+        await trio.to_thread.run_sync(self._store.sync)
+
+    @_answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await trio.to_thread.run_sync(self._store.sync)
+
+    @_answered
+    async def release(self, fh: int) -> None:
+        await self._release(fh)
+
+    async def _release(self, handle: int) -> None:
+        """Close a handle; with the last one save what mmap wrote after the last flush, if anything."""
+        image = self._files.release(handle)
+        if image is None:
+            return
+        try:
+            await self._save(image)
+        except (OSError, PixstoreError) as error:
+            self._log_lost(image, error)
+        if image.handles == 0 and self._files.close(image):
+            # The kernel still caches what was given up. From a thread: it may wait for requests of ours.
+            await trio.to_thread.run_sync(_invalidate, image.inode.ino)
+
+    def _log_lost(self, image: OpenImage, error: OSError | PixstoreError) -> None:
+        log.error("%s was not saved: %s. The version before it is intact", self._path(image), error)
+
+    async def _save(self, image: OpenImage) -> None:
+        await self._settled(image)
+        try:
+            await self._save_once(image)
+        except (OSError, PixstoreError) as error:
+            if error.errno != errno.ENOSPC or image.failure is not None:
+                raise
+            await trio.to_thread.run_sync(self._store.sync)
+            await self._save_once(image)
+
+    async def _save_once(self, image: OpenImage) -> None:
+        steps = self._files.save(image)
+        done = trio.Event()
+        try:
+            for _ in steps:
+                image.saving = done
+                await trio.lowlevel.checkpoint()
+        finally:
+            image.saving = None
+            done.set()
+
+    async def _settled(self, image: OpenImage) -> None:
+        """Wait until no save of this image is between two steps."""
+        while image.saving is not None:
+            assert isinstance(image.saving, trio.Event)
+            await image.saving.wait()
+
+    async def _set_size(self, ino: int, size_bytes: int, handle: int | None) -> None:
+        image = self._files.image(ino)
+        opened = None
+        if image is None:
+            opened = self._files.open(ino, 0)
+            image = self._files.of_handle(opened)
+        await self._settled(image)
+        was_dirty = image.dirty
+        try:
+            await self._with_room(lambda: self._files.truncate(image, size_bytes))
+            if handle is None and not was_dirty:
+                # truncate(2): there is no close that could save it.
+                await self._save(image)
+        finally:
+            if opened is not None:
+                await self._release(opened)
+
+    async def _with_room(self, change: Callable[[], R]) -> R:
+        """Do a change; on a full disk give retired objects back first and try once more."""
+        try:
+            return change()
+        except (OSError, PixstoreError) as error:
+            if error.errno != errno.ENOSPC:
+                raise
+        await trio.to_thread.run_sync(self._store.sync)
+        return change()
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = inode.ino
+        entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
+        entry.st_mode = inode.mode
+        entry.st_nlink = inode.nlink
+        entry.st_uid = inode.uid
+        entry.st_gid = inode.gid
+        entry.st_rdev = inode.rdev
+        entry.st_size = self._files.size_bytes(inode)
+        entry.st_blocks = blocks(inode.stored_size_bytes)
+        entry.st_atime_ns = inode.atime_ns
+        entry.st_mtime_ns = inode.mtime_ns
+        entry.st_ctime_ns = inode.ctime_ns
+        return entry
+
+    def _path(self, image: OpenImage) -> str:
+        if image.pending is not None:
+            return image.pending.entry.name.decode("utf-8", "backslashreplace")
+        return self._store.path_of(image.inode.ino)
+
+
+def _changes(attr: EntryAttributes, fields: SetattrFields) -> Changes:
+    return Changes(
+        mode=attr.st_mode if fields.update_mode else None,
+        uid=attr.st_uid if fields.update_uid else None,
+        gid=attr.st_gid if fields.update_gid else None,
+        atime_ns=attr.st_atime_ns if fields.update_atime else None,
+        mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+    )
+
+
+def _invalidate(ino: int) -> None:
+    try:
+        pyfuse3.invalidate_inode(ino)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # the kernel has forgotten it already
+            log.warning("the kernel's cache of inode %d could not be dropped: %s", ino, error)

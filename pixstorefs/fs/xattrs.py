@@ -1,0 +1,112 @@
+"""Extended attributes: those that programs set, and ours that tell about the image.
+
+Ours (`user.pixstore.id`, `.token`, `.format`, `.width`, `.height`) are computed when asked for. They are not
+listed, as ceph and CIFS do with theirs: a program that copies all listed attributes must not fail on
+attributes that it cannot set.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from pixstorefs.errors import CorruptImage
+from pixstorefs.fs.files import Files
+from pixstorefs.store.images import measure_object
+from pixstorefs.store.records import Inode
+from pixstorefs.store.store import Store
+
+OWN_PREFIX = b"user.pixstore."
+# Linux's own limits (xattr(7)); the kernel checks them, too.
+NAME_LIMIT_BYTES = 255
+VALUE_LIMIT_BYTES = 65536
+
+
+class Xattrs:
+    """Extended attributes of a mount. Errors are OSErrors with the errno that Linux gives."""
+
+    def __init__(self, store: Store, files: Files, now_ns: Callable[[], int]) -> None:
+        self._store = store
+        self._files = files
+        self._now_ns = now_ns
+
+    def get(self, ino: int, name: bytes) -> bytes:
+        """The value of an attribute. Raises ENODATA, EIO where ours need a damaged object."""
+        if name.startswith(OWN_PREFIX):
+            value = self._own(self._files.inode(ino), name[len(OWN_PREFIX) :])
+        else:
+            image = self._files.image(ino)
+            if image is not None and image.pending is not None:
+                value = image.pending.xattrs.get(name)
+            else:
+                value = self._store.xattr(ino, name)
+        if value is None:
+            raise _error(errno.ENODATA)
+        return value
+
+    def names(self, ino: int) -> list[bytes]:
+        """Names of the attributes that programs set."""
+        image = self._files.image(ino)
+        if image is not None and image.pending is not None:
+            return list(image.pending.xattrs)
+        return self._store.xattr_names(ino)
+
+    def put(self, ino: int, name: bytes, value: bytes) -> None:
+        """Set an attribute. Raises EPERM for ours, ERANGE, E2BIG."""
+        if name.startswith(OWN_PREFIX):
+            raise _error(errno.EPERM)
+        if len(name) > NAME_LIMIT_BYTES:
+            raise _error(errno.ERANGE)
+        if len(value) > VALUE_LIMIT_BYTES:
+            raise _error(errno.E2BIG)
+        image = self._files.image(ino)
+        if image is not None and image.pending is not None:
+            image.pending.xattrs[name] = value
+            image.inode.ctime_ns = self._now_ns()
+            return
+        self._store.put_xattr(ino, name, value, self._touched(ino))
+
+    def remove(self, ino: int, name: bytes) -> None:
+        """Remove an attribute. Raises ENODATA, EPERM for ours."""
+        if name.startswith(OWN_PREFIX):
+            raise _error(errno.EPERM)
+        self.get(ino, name)
+        image = self._files.image(ino)
+        if image is not None and image.pending is not None:
+            del image.pending.xattrs[name]
+            image.inode.ctime_ns = self._now_ns()
+            return
+        self._store.delete_xattr(ino, name, self._touched(ino))
+
+    def _touched(self, ino: int) -> int:
+        inode = self._files.inode(ino)
+        if inode.nlink == 0:
+            raise _error(errno.ENOENT)
+        inode.ctime_ns = self._now_ns()
+        return inode.ctime_ns
+
+    def _own(self, inode: Inode, name: bytes) -> bytes | None:
+        if not stat.S_ISREG(inode.mode) or inode.image_id is None:
+            return None
+        if name == b"id":
+            return inode.image_id.hex().encode()
+        if inode.version_id is None:
+            return None
+        try:
+            version = self._store.version(inode)
+            if name == b"token":
+                return str(version.token).encode()
+            if version.format is None:
+                return None
+            if name == b"format":
+                return version.format.encode()
+            if name in (b"width", b"height"):
+                size = measure_object(self._store, inode, version.format)
+                return str(size[name == b"height"]).encode() if size else None
+        except CorruptImage as error:
+            raise _error(errno.EIO) from error
+        return None
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,71 @@
+"""Allocation: version ids, keys and room for content that is not saved yet."""
+
+import os
+from collections.abc import Callable
+
+from pixstorefs.store.numbers import Numbers
+from pixstorefs.store.objects import ObjectDirectory, ObjectReader, ObjectWriter, SealedObject
+from pixstorefs.store.sealing import new_version_key
+from pixstorefs.store.spill import Spill
+
+
+class Allocator:
+    """Gives drafts what they need and knows which objects are under construction."""
+
+    def __init__(
+        self,
+        path: str,
+        objects: ObjectDirectory,
+        numbers: Numbers,
+        *,
+        padding: bool,
+        random: Callable[[int], bytes],
+    ) -> None:
+        self.padding = padding
+        # How many segments all drafts hold in memory together; kept by the drafts themselves.
+        self.segments_in_memory = 0
+        self._folder = os.path.join(path, "objects")
+        self._objects = objects
+        self._numbers = numbers
+        self._random = random
+        self._unsaved: set[int] = set()
+
+    def new_image_id(self) -> bytes:
+        """A fresh id for an image: 16 random bytes."""
+        return self._random(16)
+
+    def begin_object(self, image_id: bytes) -> ObjectWriter:
+        """A writer for a new version of an image, under a key of its own."""
+        version_id = self._numbers.version_id()
+        self._unsaved.add(version_id)
+        return ObjectWriter(self._objects, new_version_key(version_id, self._random), image_id)
+
+    def discard_object(self, writer: ObjectWriter) -> None:
+        """The version is not saved after all: remove what was written of it."""
+        writer.abort()
+        self._unsaved.discard(writer.key.version_id)
+
+    def discard_finished(self, version_id: int) -> None:
+        """The same for an object that was finished and has no row."""
+        self._objects.unlink([version_id])
+        self._unsaved.discard(version_id)
+
+    def open_finished(self, sealed: SealedObject, image_id: bytes) -> ObjectReader:
+        """A reader of an object that was finished and has no row yet."""
+        return ObjectReader(self._objects, sealed, image_id)
+
+    def saved_object(self, version_id: int) -> None:
+        """The version has its row: it is no longer under construction."""
+        self._unsaved.discard(version_id)
+
+    def empty_object(self) -> SealedObject:
+        """What an image without content has: a key and no object."""
+        return SealedObject(new_version_key(self._numbers.version_id(), self._random), 0, b"", ())
+
+    def begin_spill(self) -> Spill:
+        """Encrypted scratch space for a draft that memory cannot hold."""
+        return Spill(self._folder, self._random)
+
+    def object_floor(self) -> int:
+        """Every object on disk with a lower id belongs to a saved version."""
+        return min(self._unsaved, default=self._numbers.next_version_id)

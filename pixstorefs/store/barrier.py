@@ -1,0 +1,129 @@
+"""The barrier: the moment everything saved before it is durable against power loss.
+
+Order: objects, their folders, then the log of the index; only then the objects that were retired before it
+are unlinked. So at every moment an image has at least one version whose object and row are both durable.
+The barrier runs on request and at most one second after the first unsynced save, in a thread of its own;
+requests that come while one runs share the next (group commit).
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from pixstorefs.errors import PixstoreError
+from pixstorefs.store.index import Index
+from pixstorefs.store.objects import ObjectDirectory
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+
+
+class Barrier:
+    """Makes a store durable. `lock` is the store's; `mark` tells, under it, what a barrier covers."""
+
+    def __init__(
+        self,
+        lock: "threading.RLock | threading._RLock",
+        objects: ObjectDirectory,
+        index: Index,
+        mark: Callable[[], tuple[int, int]],
+        passed: Callable[[int, int], None],
+    ) -> None:
+        """`mark()` gives (newest token, object floor); `passed(token, floor)` records them in the index."""
+        self._lock = lock
+        self._objects = objects
+        self._index = index
+        self._mark = mark
+        self._passed = passed
+        self._unsynced: list[int] = []
+        self._group = threading.Condition()
+        self._requested = 0
+        self._completed = 0
+        self._running = False
+        self._failure: BaseException | None = None
+        self._dirty = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run_at_intervals, name="barrier", daemon=True)
+        self._thread.start()
+
+    def note_object(self, version_id: int) -> None:
+        """An object was finished (with the store's lock held)."""
+        self._unsynced.append(version_id)
+
+    def note_change(self) -> None:
+        """A transaction was committed: a barrier is due within a second."""
+        if not self._dirty.is_set():
+            self._dirty.set()
+
+    def sync(self) -> None:
+        """Return when everything saved before the call is durable.
+
+        Raises OSError or PixstoreError where it could not be made so. After such a failure nobody can tell
+        what of the page cache reached the disk (fsync(2) reports an error once), so every later call
+        raises it again until the store is opened anew and verifies what it has.
+        """
+        with self._group:
+            self._requested += 1
+            ticket = self._requested
+            while self._running and self._completed < ticket:
+                self._group.wait()
+            if self._completed >= ticket:
+                return self._raise_failure()
+            self._running = True
+            covers = self._requested
+        failure: BaseException | None = self._failure
+        try:
+            if failure is None:
+                self._run()
+        except (OSError, PixstoreError) as error:
+            failure = error
+            log.error("what was saved last could not be made durable: %s", error)
+        finally:
+            with self._group:
+                self._running = False
+                self._completed = covers
+                self._failure = failure
+                self._group.notify_all()
+        return self._raise_failure()
+
+    def stop(self) -> None:
+        """End the thread, without a last barrier."""
+        self._stopping.set()
+        self._dirty.set()
+        self._thread.join()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        with self._lock:
+            self._dirty.clear()
+            objects, self._unsynced = self._unsynced, []
+            token, floor = self._mark()
+        self._objects.sync(objects)
+        self._index.sync_log()
+        with self._lock:
+            retired = self._index.retired(token)
+        self._objects.unlink(retired)
+        with self._lock:
+            self._passed(token, floor)
+        if self._index.checkpoint_is_due():
+            checkpointed = self._index.checkpoint()
+            with self._lock:
+                self._index.empty_log(checkpointed=checkpointed)
+
+    def _run_at_intervals(self) -> None:
+        while True:
+            self._dirty.wait()
+            if self._stopping.wait(INTERVAL_S):
+                return
+            if not self._dirty.is_set():
+                continue
+            try:
+                self.sync()
+            except (OSError, PixstoreError):
+                # Logged by sync, and told to everyone who asks for durability. Not tried again: see sync.
+                self._stopping.wait()
+                return

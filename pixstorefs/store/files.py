@@ -1,0 +1,43 @@
+"""Durable writing of the store's small files (header, key slots), and syncing of directories."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable (fsync(2))."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: str, content: bytes) -> None:
+    """Replace a small file so that a crash leaves the old or the new content, never a part.
+
+    Temporary file in the same directory, fsync, rename, fsync of the directory. Mode 0600.
+    """
+    temporary = path + ".new"
+    with _removed_on_error(temporary):
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    sync_directory(os.path.dirname(path))
+
+
+@contextmanager
+def _removed_on_error(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if os.path.lexists(path):
+            os.unlink(path)
+        raise

@@ -1,0 +1,59 @@
+"""Opening a store: header, key slots, lock, index, recovery, in this order."""
+
+import os
+
+from pixstorefs.errors import InvalidInput
+from pixstorefs.keys import keyring
+from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
+from pixstorefs.store.header import INDEX_PURPOSE, create_store, is_store, keys_json, read_header
+from pixstorefs.store.images import ImageStore
+from pixstorefs.store.store import Store
+
+
+def open_unlocked(
+    path: str, secret: Secret, *, read_only: bool = False, mountpoint: str | None = None
+) -> Store:
+    """Open an existing store with a secret.
+
+    Raises NotAStore, NewerFormat, CorruptStore, WrongKey, StoreInUse, OSError.
+    """
+    header = read_header(path)
+    master_key = keyring.unlock(keys_json(path), secret, header.raw)
+    return Store(
+        path,
+        header.store_id,
+        keyring.derive(master_key, header.store_id, INDEX_PURPOSE),
+        padding=header.padding,
+        read_only=read_only,
+        mountpoint=mountpoint,
+    )
+
+
+def open_images(
+    path: str,
+    *,
+    passphrase: str | None,
+    keyfile: str | None,
+    create: bool,
+    read_only: bool,
+    padding: bool,
+) -> ImageStore:
+    """`pixstorefs.open_store`: see there."""
+    if passphrase is not None and keyfile is not None:
+        raise InvalidInput("give a passphrase or a keyfile, not both: each opens the store alone")
+    if passphrase == "":
+        raise InvalidInput("an empty passphrase protects nothing: give one, or leave it out for a keyfile")
+    path = os.path.abspath(path)
+
+    def secret_for(store_id: bytes, *, new: bool) -> Secret:
+        if passphrase is not None:
+            return Secret("passphrase", passphrase.encode())
+        if keyfile is not None:
+            return secret_from_keyfile(keyfile)
+        default = default_keyfile_path(store_id)
+        return create_keyfile(default) if new else secret_from_keyfile(default)
+
+    if create and not read_only and not is_store(path):
+        create_store(path, lambda store_id: secret_for(store_id, new=True), padding=padding)
+    secret = secret_for(read_header(path).store_id, new=False)
+    return ImageStore(open_unlocked(path, secret, read_only=read_only))

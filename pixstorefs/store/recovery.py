@@ -1,0 +1,71 @@
+"""Recovery: what an unclean stop left behind becomes a consistent store again, in O(recent).
+
+Everything up to `durable_token` is behind a barrier and needs no look. Of what was saved later, power loss
+may have kept the row but not the object: each such version is verified by its tags, and one that is damaged
+falls back to the version it replaced, whose object no barrier has removed yet; an image that had none leaves
+the tree. Objects without a row (drafts that were never saved) are swept. Recovery changes the index in one
+transaction and may itself be killed at any point: it then starts anew from the same facts.
+"""
+
+from pixstorefs.errors import CorruptImage
+from pixstorefs.store.index import Index, State
+from pixstorefs.store.objects import ObjectDirectory, reader_of
+from pixstorefs.store.records import Inode, Version
+
+
+def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
+    """Recover after an unclean stop; returns one line for each decision that a person should know."""
+    report: list[str] = []
+    with index.transaction():
+        for version in index.saved_after(state.durable_token):
+            inode = index.inode(version.ino)
+            if inode is None or inode.image_id is None or inode.version_id != version.version_id:
+                continue
+            if not _intact(objects, version, inode.image_id):
+                report.append(_fall_back(index, objects, inode, version))
+        orphans = set(objects.ids_from(state.object_floor)) - index.known_objects(state.object_floor)
+    objects.unlink(orphans)
+    if orphans:
+        report.append(f"removed {len(orphans)} objects of drafts that were never saved")
+    return report
+
+
+def _intact(objects: ObjectDirectory, version: Version, image_id: bytes) -> bool:
+    reader = reader_of(objects, version, image_id)
+    try:
+        reader.verify()
+    except CorruptImage:
+        return False
+    finally:
+        reader.close()
+    return True
+
+
+def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Version) -> str:
+    assert inode.image_id is not None
+    path = path_of(index, inode.ino)
+    index.retire_version(lost.version_id, lost.token)
+    for version in index.fallbacks(inode.ino):
+        if version.version_id != lost.version_id and _intact(objects, version, inode.image_id):
+            index.reinstate_version(version.version_id)
+            inode.version_id = version.version_id
+            inode.size_bytes = version.size_bytes
+            inode.stored_size_bytes = version.stored_size_bytes
+            inode.mtime_ns = version.mtime_ns
+            index.update_inode(inode)
+            return f"{path}: the last save did not reach the disk; the version before it is back"
+    for entry in index.names(inode.ino):
+        index.delete_entry(entry.parent, entry.name)
+    index.destroy_versions(inode, lost.token)
+    index.delete_inode(inode.ino)
+    return f"{path}: it was new and its content did not reach the disk; it is gone"
+
+
+def path_of(index: Index, ino: int) -> str:
+    """A path of an inode inside the mount, for messages and records; its number where it has no name."""
+    parts: list[str] = []
+    entries = index.names(ino)
+    while entries:
+        parts.append(entries[0].name.decode("utf-8", "backslashreplace"))
+        entries = index.names(entries[0].parent)
+    return "/".join(reversed(parts)) or f"inode {ino}"

@@ -1,0 +1,414 @@
+"""The store: atomic operations on images and their names. One object, one lock, no FUSE.
+
+Every public method is one atomic step: it happens entirely or raises and changes nothing. Content is sealed
+first and becomes an image by one transaction of the index, so the worst a crash leaves is an object that
+nobody knows, which recovery sweeps.
+"""
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from pixstorefs.errors import CorruptImage, CorruptStore, ReadOnlyStore
+from pixstorefs.store.allocation import Allocator
+from pixstorefs.store.barrier import Barrier
+from pixstorefs.store.draft import Draft
+from pixstorefs.store.index import Index, State
+from pixstorefs.store.numbers import Numbers
+from pixstorefs.store.objects import Content, ObjectDirectory, ObjectReader, reader_of
+from pixstorefs.store.ownership import Ownership
+from pixstorefs.store.records import Entry, Inode, Version
+from pixstorefs.store.recovery import path_of, recover
+
+
+@dataclass(frozen=True, slots=True)
+class NewName:
+    """The name a pending file is saved under for the first time, and the xattrs it got meanwhile.
+
+    `directory_ns`: the mtime and ctime its directory gets from it, None to leave them alone.
+    """
+
+    entry: Entry
+    xattrs: Mapping[bytes, bytes]
+    directory_ns: int | None
+
+
+class Store:
+    """An open store. Thread-safe; owned by one process."""
+
+    def __init__(
+        self,
+        path: str,
+        store_id: bytes,
+        index_key: bytes,
+        *,
+        padding: bool,
+        read_only: bool = False,
+        mountpoint: str | None = None,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """Take the store's lock, open and, after an unclean stop, recover it.
+
+        Raises StoreInUse, WrongKey, CorruptStore, NewerFormat, OSError.
+        """
+        self.path = path
+        self._padding = padding
+        self.read_only = read_only
+        self.lock = threading.RLock()
+        self._random = random
+        self._ownership = None if read_only and not os.access(path, os.W_OK) else Ownership(path, mountpoint)
+        self._objects = ObjectDirectory(path, store_id)
+        try:
+            immutable = self._ownership is None
+            self.index = Index(os.path.join(path, "index.db"), index_key, store_id, read_only=immutable)
+            try:
+                self._start(immutable)
+            except BaseException:
+                self.index.close()
+                raise
+        except BaseException:
+            if self._ownership:
+                self._ownership.release()
+            raise
+
+    def _start(self, immutable: bool) -> None:
+        state = self.index.state()
+        self.report: list[str] = []
+        if not state.clean:
+            if immutable:
+                raise CorruptStore(
+                    f"the store {self.path} was not closed cleanly and cannot be written: mount it once "
+                    "where it can be written, so that it recovers"
+                )
+            self.report = recover(self.index, self._objects, state)
+        self.numbers = Numbers(state)
+        self.allocator = Allocator(
+            self.path, self._objects, self.numbers, padding=self._padding, random=self._random
+        )
+        if immutable:
+            self._state = state
+            return
+        self._state = replace(self.numbers.bounded(state), clean=False)
+        with self.index.transaction():
+            self.index.put_state(self._state)
+        self.index.sync_log()
+        self._barrier = Barrier(self.lock, self._objects, self.index, self._mark, self._passed)
+        self._barrier.sync()
+
+    # Durability
+
+    def sync(self) -> None:
+        """Return when everything saved so far is durable. Blocks; call it off the event loop.
+
+        Raises OSError or PixstoreError where the disk failed.
+        """
+        if self._ownership:
+            self._barrier.sync()
+
+    def close(self) -> None:
+        """Make everything durable, note the clean stop and give the store free.
+
+        Raises OSError where the disk failed; the store is closed all the same and will recover.
+        """
+        try:
+            if self._ownership:
+                self._barrier.stop()
+                self._barrier.sync()
+                with self.lock, self.index.transaction():
+                    self.index.put_state(replace(self.numbers.exact(self._state), clean=True))
+                self.index.sync_log()
+                self.index.empty_log(checkpointed=self.index.checkpoint())
+        finally:
+            self.index.close()
+            self._objects.close()
+            if self._ownership:
+                self._ownership.release()
+
+    def _mark(self) -> tuple[int, int]:
+        return self.numbers.last_token, self.allocator.object_floor()
+
+    def _passed(self, token: int, floor: int) -> None:
+        state = replace(self.numbers.bounded(self._state), durable_token=token, object_floor=floor)
+        with self.index.transaction():
+            self.index.forget_retired(token)
+            self.index.put_state(state)
+        self._state = state
+
+    @contextmanager
+    def _change(self) -> Iterator[Index]:
+        """One transaction of the index, under the lock; the barrier learns of it."""
+        if self.read_only:
+            raise ReadOnlyStore("the store is open read-only")
+        with self.lock:
+            with self.index.transaction():
+                yield self.index
+            self._barrier.note_change()
+
+    # Content
+
+    def save(self, inode: Inode, draft: Draft, content: Content, new: NewName | None = None) -> int:
+        """Make `content`, which `draft` sealed, the current version of an image; returns the token.
+
+        `inode` carries the times to save; its version, size and stored size are set here. With `new` the
+        file appears under its name for the first time, replacing what had the name. Raises OSError or
+        PixstoreError; the old version is then untouched and the draft holds what it held.
+        """
+        sealed = content.sealed
+        saved = replace(
+            inode,
+            version_id=sealed.key.version_id,
+            size_bytes=content.size_bytes,
+            stored_size_bytes=sealed.stored_size_bytes,
+        )
+        # One hold of the lock for both: a barrier between the commit and the note would call the version
+        # durable without having synced its object.
+        with self.lock:
+            try:
+                token = self._commit_version(inode, saved, content, new)
+            except BaseException:
+                draft.resume(content)
+                raise
+            self.allocator.saved_object(sealed.key.version_id)
+            if sealed.runs:
+                self._barrier.note_object(sealed.key.version_id)
+        inode.version_id = saved.version_id
+        inode.size_bytes = saved.size_bytes
+        inode.stored_size_bytes = saved.stored_size_bytes
+        return token
+
+    def _commit_version(self, old: Inode, saved: Inode, content: Content, new: NewName | None) -> int:
+        with self._change() as index:
+            token = self.numbers.token()
+            if old.version_id is not None:
+                index.retire_version(old.version_id, token)
+            index.insert_version(_version_of(saved, content, token))
+            if new is None:
+                index.update_inode(saved)
+            else:
+                self._insert_named(index, saved, new)
+            return token
+
+    def _insert_named(self, index: Index, inode: Inode, new: NewName) -> None:
+        self._drop_name(index, new.entry.parent, new.entry.name, inode.ctime_ns)
+        index.insert_inode(inode, inode.ctime_ns)
+        index.insert_entry(new.entry, inode.ino)
+        for name, value in new.xattrs.items():
+            index.put_xattr(inode.ino, name, value)
+        if new.directory_ns is not None:
+            index.touch_directory(new.entry.parent, new.directory_ns)
+
+    def open_object(self, inode: Inode) -> ObjectReader:
+        """A reader of an image's current version. Raises CorruptImage."""
+        version = self.version(inode)
+        assert inode.image_id is not None
+        return reader_of(self._objects, version, inode.image_id)
+
+    def version(self, inode: Inode) -> Version:
+        """The current version of an image. Raises CorruptImage where its row is lost."""
+        with self.lock:
+            version = self.index.version(inode.version_id) if inode.version_id is not None else None
+        if version is None:
+            raise CorruptImage(f"inode {inode.ino} has lost the key of its content: restore it from a backup")
+        return version
+
+    # Names and attributes
+
+    def lookup(self, parent: int, name: bytes) -> Inode | None:
+        """The inode a name stands for."""
+        with self.lock:
+            return self.index.lookup(parent, name)
+
+    def inode(self, ino: int) -> Inode | None:
+        """The inode with this number."""
+        with self.lock:
+            return self.index.inode(ino)
+
+    def inode_of_image(self, image_id: bytes) -> Inode | None:
+        """The inode of an image."""
+        with self.lock:
+            return self.index.inode_of_image(image_id)
+
+    def created_ns(self, ino: int) -> int:
+        """When an inode was made."""
+        with self.lock:
+            return self.index.created_ns(ino)
+
+    def entries(self, parent: int, after_cookie: int, limit: int) -> list[tuple[int, bytes, Inode]]:
+        """Entries of a directory behind a cookie, in cookie order."""
+        with self.lock:
+            return self.index.entries(parent, after_cookie, limit)
+
+    def parent_of(self, ino: int) -> int:
+        """The directory that holds a directory; the root's is the root."""
+        with self.lock:
+            entries = self.index.names(ino)
+        return entries[0].parent if entries else ino
+
+    def has_entries(self, ino: int) -> bool:
+        """Whether a directory holds anything saved."""
+        with self.lock:
+            return self.index.has_entries(ino)
+
+    def link_target(self, ino: int) -> bytes | None:
+        """Where a symlink points."""
+        with self.lock:
+            return self.index.link_target(ino)
+
+    def path_of(self, ino: int) -> str:
+        """A path inside the mount, for messages."""
+        with self.lock:
+            return path_of(self.index, ino)
+
+    def add(self, inode: Inode, parent: int, name: bytes, target: bytes | None = None) -> None:
+        """A new directory, symlink or special file. Raises FileExistsError."""
+        with self._change() as index:
+            if index.entry(parent, name):
+                raise FileExistsError(errno.EEXIST, "exists", name)
+            index.insert_inode(inode, inode.ctime_ns, target)
+            index.insert_entry(Entry(self.numbers.cookie(), parent, name), inode.ino)
+            index.touch_directory(parent, inode.ctime_ns, int(stat.S_ISDIR(inode.mode)))
+
+    def link(self, ino: int, parent: int, name: bytes, now_ns: int) -> Inode:
+        """One more name for a file; returns its inode as it is now."""
+        with self._change() as index:
+            inode = self._existing(ino)
+            if index.entry(parent, name):
+                raise FileExistsError(errno.EEXIST, "exists", name)
+            inode.nlink += 1
+            inode.ctime_ns = now_ns
+            index.update_inode(inode)
+            index.insert_entry(Entry(self.numbers.cookie(), parent, name), ino)
+            index.touch_directory(parent, now_ns)
+            return inode
+
+    def remove(self, parent: int, name: bytes, now_ns: int) -> Inode | None:
+        """Remove a name; with the last one the inode goes and the image's key is destroyed.
+
+        Returns the inode as it is now (nlink 0 when it is gone), None where there was no such name.
+        """
+        with self._change() as index:
+            inode = self._drop_name(index, parent, name, now_ns)
+            if inode is not None:
+                index.touch_directory(parent, now_ns, -int(stat.S_ISDIR(inode.mode)))
+            return inode
+
+    def remove_all(self, ino: int, now_ns: int) -> None:
+        """Remove a file under all its names."""
+        with self._change() as index:
+            for entry in index.names(ino):
+                self._drop_name(index, entry.parent, entry.name, now_ns)
+                index.touch_directory(entry.parent, now_ns)
+
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, now_ns: int
+    ) -> tuple[Inode, Inode | None]:
+        """Move a name, replacing what has the new one; returns the moved and the replaced inode."""
+        with self._change() as index:
+            found = index.entry(parent, name)
+            if found is None:
+                raise FileNotFoundError(errno.ENOENT, "no such entry", name)
+            entry, ino = found
+            moved = self._existing(ino)
+            replaced = self._drop_name(index, new_parent, new_name, now_ns)
+            index.delete_entry(parent, name)
+            cookie = entry.cookie if parent == new_parent else self.numbers.cookie()
+            index.insert_entry(Entry(cookie, new_parent, new_name), ino)
+            directory = int(stat.S_ISDIR(moved.mode))
+            index.touch_directory(parent, now_ns, -directory)
+            gone = int(replaced is not None and stat.S_ISDIR(replaced.mode))
+            index.touch_directory(new_parent, now_ns, directory - gone)
+            moved.ctime_ns = now_ns
+            if replaced is None or replaced.ino != ino:
+                index.update_inode(moved)
+            return moved, replaced
+
+    def exchange(self, parent: int, name: bytes, other_parent: int, other_name: bytes, now_ns: int) -> None:
+        """Swap two names (RENAME_EXCHANGE)."""
+        with self._change() as index:
+            one, other = index.entry(parent, name), index.entry(other_parent, other_name)
+            if one is None or other is None:
+                raise FileNotFoundError(errno.ENOENT, "no such entry", name)
+            index.delete_entry(parent, name)
+            index.delete_entry(other_parent, other_name)
+            index.insert_entry(replace(one[0], parent=parent, name=name), other[1])
+            index.insert_entry(replace(other[0], parent=other_parent, name=other_name), one[1])
+            links = 0
+            for ino, sign in ((one[1], -1), (other[1], 1)):
+                inode = self._existing(ino)
+                inode.ctime_ns = now_ns
+                index.update_inode(inode)
+                links += sign * int(stat.S_ISDIR(inode.mode))
+            index.touch_directory(parent, now_ns, links if parent != other_parent else 0)
+            index.touch_directory(other_parent, now_ns, -links if parent != other_parent else 0)
+
+    def update_inode(self, inode: Inode) -> None:
+        """Save changed attributes."""
+        with self._change() as index:
+            index.update_inode(inode)
+
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        """The value of an extended attribute."""
+        with self.lock:
+            return self.index.xattr(ino, name)
+
+    def xattr_names(self, ino: int) -> list[bytes]:
+        """Names of the extended attributes of an inode."""
+        with self.lock:
+            return self.index.xattr_names(ino)
+
+    def put_xattr(self, ino: int, name: bytes, value: bytes, now_ns: int) -> None:
+        """Set an extended attribute."""
+        with self._change() as index:
+            index.put_xattr(ino, name, value)
+            index.touch_inode(ino, now_ns)
+
+    def delete_xattr(self, ino: int, name: bytes, now_ns: int) -> None:
+        """Remove an extended attribute."""
+        with self._change() as index:
+            index.delete_xattr(ino, name)
+            index.touch_inode(ino, now_ns)
+
+    def _existing(self, ino: int) -> Inode:
+        inode = self.index.inode(ino)
+        if inode is None:
+            raise FileNotFoundError(errno.ENOENT, "no such inode", str(ino))
+        return inode
+
+    def _drop_name(self, index: Index, parent: int, name: bytes, now_ns: int) -> Inode | None:
+        inode = index.lookup(parent, name)
+        if inode is None:
+            return None
+        index.delete_entry(parent, name)
+        inode.nlink -= 2 if stat.S_ISDIR(inode.mode) else 1
+        inode.ctime_ns = now_ns
+        if inode.nlink > 0:
+            index.update_inode(inode)
+        else:
+            index.destroy_versions(inode, self.numbers.token())
+            index.delete_inode(inode.ino)
+        return inode
+
+    def state(self) -> State:
+        """The state row as last written, for reports."""
+        return self._state
+
+
+def _version_of(inode: Inode, content: Content, token: int) -> Version:
+    sealed = content.sealed
+    return Version(
+        version_id=sealed.key.version_id,
+        ino=inode.ino,
+        token=token,
+        key=sealed.key.key,
+        iv=sealed.key.iv,
+        tag=sealed.tag,
+        size_bytes=content.size_bytes,
+        stored_size_bytes=sealed.stored_size_bytes,
+        mtime_ns=inode.mtime_ns,
+        runs=sealed.runs,
+        format=content.format,
+    )
