@@ -144,4 +144,4 @@ def _new_passphrase() -> "Secret | None":
 
 
 def _at_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
+    return sys.stdin.isatty()

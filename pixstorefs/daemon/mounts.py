@@ -52,9 +52,12 @@ def find(path: str) -> MountEntry | None:
 
 
 def is_dead(mountpoint: str) -> bool:
-    """Whether the process behind this FUSE mount is gone ("Transport endpoint is not connected")."""
+    """Whether the process behind this FUSE mount is gone ("Transport endpoint is not connected").
+
+    Asked by statvfs: the kernel never answers that from its caches, as it does stat even for the dead.
+    """
     try:
-        os.stat(mountpoint)
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

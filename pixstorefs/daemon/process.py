@@ -95,7 +95,7 @@ def _be_background(body: Body, report: _Report, log_path: str, *, debug: bool) -
         status = body(lambda notes: report.announce([*problem, *notes]))
     except PixstoreError as error:
         status = error.exit_code
-        log.error("%s", error)
+        log.info("not mounted: %s", error)  # the command that waits for us says it loudly
         report.fail(error)
     except BaseException as error:
         log.critical("the mount broke: %s", error, exc_info=True)

@@ -162,21 +162,27 @@ def _unmount_or_write_back(mountpoint: str) -> bool:
     return True
 
 
+class _Complaints(logging.Handler):
+    """Whether anybody logged an error: saving a draft reports its failure there and goes on to the next."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.any = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.any = True
+
+
 def _save_everything(operations: Operations, store: Store) -> bool:
     """Save open drafts, then the last barrier. One failing must not keep the other from its try."""
-    saved = True
+    complaints = _Complaints()
+    logging.getLogger().addHandler(complaints)
 
-    def close_operations() -> None:
-        # A loop of its own: the one that served may have broken.
-        trio.run(operations.close)
-
-    for step, what in ((close_operations, "open drafts"), (store.close, "the store")):
+    for step, what in ((operations.close, "open drafts"), (store.close, "the store")):
         try:
             step()
         except (PixstoreError, OSError) as error:
-            saved = False
             log.error("%s could not be saved: %s", what, error)
         except Exception:
-            saved = False
             log.exception("%s could not be saved", what)
-    return saved
+    return not complaints.any

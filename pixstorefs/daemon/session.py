@@ -64,7 +64,14 @@ def write_back(mountpoint: str) -> None:
     syncfs starts the writes but, on FUSE, does not wait for them; the connection's counter of requests
     under way tells when they are through.
     """
-    linux.syncfs(mountpoint)
+    try:
+        linux.syncfs(mountpoint)
+    finally:
+        # Also after an error: it may be about one file (the disk is full), and the others are on their way.
+        _drain(mountpoint)
+
+
+def _drain(mountpoint: str) -> None:
     entry = mounts.find(mountpoint)
     counter = f"/sys/fs/fuse/connections/{entry.device.partition(':')[2]}/waiting" if entry else ""
     deadline = time.monotonic() + _DRAIN_TIMEOUT_S

@@ -78,9 +78,10 @@ class Namespace:
         """A new, pending file and a handle of it. Raises EEXIST, ENAMETOOLONG, ENOENT."""
         directory = self._directory_for_new(parent, name)
         now_ns = self._now_ns()
-        image_id = self._store.allocator.new_image_id()
+        ino = self._store.numbers.ino()
+        image_id = self._store.allocator.new_image_id(ino)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
-        inode = new_inode(self._store.numbers.ino(), mode, uid, gid, directory, now_ns, image_id=image_id)
+        inode = new_inode(ino, mode, uid, gid, directory, now_ns, image_id=image_id)
         entry = Entry(self._store.numbers.cookie(), parent, name)
         handle, image = self._files.create(inode, PendingName(entry))
         self._pending.add(image)

@@ -17,6 +17,9 @@ from pixstorefs.store.records import Inode
 from pixstorefs.store.store import Store
 
 OWN_PREFIX = b"user.pixstore."
+# Access control lists above all. Kept as mere bytes they would be a promise that nobody enforces, and `cp -a`
+# trusts that who takes them sets the mode as well. Refused, programs fall back to chmod.
+_SYSTEM_PREFIX = b"system."
 # Linux's own limits (xattr(7)); the kernel checks them, too.
 NAME_LIMIT_BYTES = 255
 VALUE_LIMIT_BYTES = 65536
@@ -31,7 +34,9 @@ class Xattrs:
         self._now_ns = now_ns
 
     def get(self, ino: int, name: bytes) -> bytes:
-        """The value of an attribute. Raises ENODATA, EIO where ours need a damaged object."""
+        """The value of an attribute. Raises ENODATA, EOPNOTSUPP, EIO where ours need a damaged object."""
+        if name.startswith(_SYSTEM_PREFIX):
+            raise _error(errno.EOPNOTSUPP)
         if name.startswith(OWN_PREFIX):
             value = self._own(self._files.inode(ino), name[len(OWN_PREFIX) :])
         else:
@@ -52,7 +57,9 @@ class Xattrs:
         return self._store.xattr_names(ino)
 
     def put(self, ino: int, name: bytes, value: bytes) -> None:
-        """Set an attribute. Raises EPERM for ours, ERANGE, E2BIG."""
+        """Set an attribute. Raises EPERM for ours, EOPNOTSUPP, ERANGE, E2BIG."""
+        if name.startswith(_SYSTEM_PREFIX):
+            raise _error(errno.EOPNOTSUPP)
         if name.startswith(OWN_PREFIX):
             raise _error(errno.EPERM)
         if len(name) > NAME_LIMIT_BYTES:
@@ -67,7 +74,7 @@ class Xattrs:
         self._store.put_xattr(ino, name, value, self._touched(ino))
 
     def remove(self, ino: int, name: bytes) -> None:
-        """Remove an attribute. Raises ENODATA, EPERM for ours."""
+        """Remove an attribute. Raises ENODATA, EOPNOTSUPP, EPERM for ours."""
         if name.startswith(OWN_PREFIX):
             raise _error(errno.EPERM)
         self.get(ino, name)

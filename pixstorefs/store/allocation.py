@@ -30,9 +30,9 @@ class Allocator:
         self._random = random
         self._unsaved: set[int] = set()
 
-    def new_image_id(self) -> bytes:
-        """A fresh id for an image: 16 random bytes."""
-        return self._random(16)
+    def new_image_id(self, ino: int) -> bytes:
+        """A fresh id for the image with this inode: its number, to find it, and 8 random bytes."""
+        return ino.to_bytes(8, "big") + self._random(8)
 
     def begin_object(self, image_id: bytes) -> ObjectWriter:
         """A writer for a new version of an image, under a key of its own."""

@@ -56,6 +56,7 @@ class Draft:
         # Content that was sealed but whose transaction failed; still what the draft holds while not None.
         self._content: Content | None = None
         self._finished: list[int] = []
+        self._base_is_own = False
 
     # Writing
 
@@ -69,18 +70,19 @@ class Draft:
         end = offset + len(data)
         if end > MAX_IMAGE_SIZE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        sequential = offset <= self._sequential_end and not self._frozen
-        if sequential:
-            self._sequential_end = max(self._sequential_end, end)
-            self._seal_completed()
         view = memoryview(data)
         while view:
             index, within = divmod(offset, SEGMENT_SIZE_BYTES)
-            size_bytes = self._append_directly(index, within, view) if sequential else 0
+            size_bytes = 0
+            if offset <= self._sequential_end and not self._frozen:
+                self._seal_completed(offset)
+                size_bytes = self._append_directly(index, within, view)
             if not size_bytes:
                 size_bytes = min(SEGMENT_SIZE_BYTES - within, len(view))
                 segment = self._segment_to_change(index, within, size_bytes)
                 segment[within : within + size_bytes] = view[:size_bytes]
+            if offset <= self._sequential_end:
+                self._sequential_end = max(self._sequential_end, offset + size_bytes)
             offset += size_bytes
             view = view[size_bytes:]
             self.size_bytes = max(self.size_bytes, offset)
@@ -103,37 +105,36 @@ class Draft:
             if within and (kept in self._memory or kept in self._spilled):
                 segment = self._segment_to_change(kept, 0, 0)
                 segment[within:] = bytes(SEGMENT_SIZE_BYTES - within)
-            self._drop_from(kept + bool(within))
+            self._drop(kept + bool(within))
             self._base_limit_bytes = min(self._base_limit_bytes, size_bytes)
             self._sequential_end = min(self._sequential_end, size_bytes)
         self.size_bytes = size_bytes
 
     def close(self) -> None:
         """Drop everything that was not saved."""
-        self._drop_from(0)
+        self._drop(0)
         if self._spill is not None:
             self._spill.close()
             self._spill = None
         if self._writer is not None:
             self._allocator.discard_object(self._writer)
             self._writer = None
-        if self._finished:
-            self._close_finished_base()
-            for version_id in self._finished:
-                self._allocator.discard_finished(version_id)
-            self._finished = []
+        self._close_own_base()
+        for version_id in self._finished:
+            self._allocator.discard_finished(version_id)
+        self._finished = []
 
     def resume(self, content: Content) -> None:
         """The transaction that should have saved `content` failed: go on from it.
 
         It may be sealed (that is, offered) again as it is, or written to; it is removed by `close`.
         """
-        self._drop_from(0)
+        self._drop(0)
         if self._writer is not None:
             self._allocator.discard_object(self._writer)
             self._writer = None
-        if self._finished:
-            self._close_finished_base()
+        self._close_own_base()
+        self._base_is_own = True
         self._base = self._allocator.open_finished(content.sealed, self._image_id)
         self._base_limit_bytes = content.size_bytes
         self._sealed_segments = 0
@@ -141,10 +142,10 @@ class Draft:
         self._content = content
         self._finished.append(content.sealed.key.version_id)
 
-    def _close_finished_base(self) -> None:
-        """The base is a reader of our own, of an object that `resume` was given."""
-        assert self._base is not None
-        self._base.close()
+    def _close_own_base(self) -> None:
+        """Close the base if it is not the caller's but a reader of an object that `resume` was given."""
+        if self._base_is_own and self._base is not None:
+            self._base.close()
 
     # Reading
 
@@ -274,13 +275,14 @@ class Draft:
             del self._memory[index]
             self._allocator.segments_in_memory -= 1
 
-    def _drop_from(self, index: int) -> None:
-        """Forget segments in memory and spill from `index` on."""
-        for gone in [held for held in self._memory if held >= index]:
-            del self._memory[gone]
-            self._allocator.segments_in_memory -= 1
-        for gone in [held for held in self._spilled if held >= index]:
-            del self._spilled[gone]
+    def _drop(self, start: int, end: int | None = None) -> None:
+        """Forget what memory and spill hold of the segments from `start` to before `end`."""
+        for layer in (self._memory, self._spilled):
+            gone = [held for held in layer if held >= start and (end is None or held < end)]
+            for index in gone:
+                del layer[index]
+            if layer is self._memory:
+                self._allocator.segments_in_memory -= len(gone)
 
     # Sealing as it is appended
 
@@ -293,11 +295,13 @@ class Draft:
         if within or not count or index != self._sealed_segments or self._frozen or index in self._memory:
             return 0
         self._append(index, view[: count * SEGMENT_SIZE_BYTES])
+        # What memory and spill hold of these segments (written earlier, out of order) is older.
+        self._drop(index, index + count)
         return count * SEGMENT_SIZE_BYTES
 
-    def _seal_completed(self) -> None:
-        """Seal the segments in memory that sequential writing has left behind."""
-        while (self._sealed_segments + 1) * SEGMENT_SIZE_BYTES < self._sequential_end:
+    def _seal_completed(self, offset: int) -> None:
+        """Seal the segments in memory that end before `offset`, where something is about to be written."""
+        while (self._sealed_segments + 1) * SEGMENT_SIZE_BYTES <= offset:
             index = self._sealed_segments
             segment = self._memory.get(index)
             if segment is None:
@@ -314,10 +318,10 @@ class Draft:
         try:
             self._writer.append(index, segments)
         except OSError:
+            # Segments of this call that were written do not count: the draft holds what it held.
             self._frozen = True
             raise
-        finally:
-            self._sealed_segments = self._writer.next_index
+        self._sealed_segments = self._writer.next_index
 
     def _read_head(self) -> bytes:
         if self._head and not self._frozen:

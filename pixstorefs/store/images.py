@@ -132,8 +132,9 @@ class ImageStore:
         names = _directory_names(directory)
         with self._store.lock:
             now_ns = self._now_ns()
-            image_id = self._store.allocator.new_image_id()
-            inode = _new_file(self._store.numbers.ino(), image_id, now_ns)
+            ino = self._store.numbers.ino()
+            image_id = self._store.allocator.new_image_id(ino)
+            inode = _new_file(ino, image_id, now_ns)
             draft = Draft(self._store.allocator, image_id)
             try:
                 image_format = self._fill(draft, chunks)

@@ -75,9 +75,11 @@ class Index:
     @staticmethod
     def create(path: str, key: bytes, store_id: bytes, root: Inode) -> None:
         """Make a new index holding the root directory only, synced."""
+        # SQLite would make it readable for all, and gives its log the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         with translated(path):
             db = _connect(path, key)
-            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA synchronous=FULL").fetchall()
             with db:
                 db.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 db.execute(f"PRAGMA user_version={FORMAT}")
@@ -148,11 +150,6 @@ class Index:
         row = self._one(f"SELECT {_INODE} FROM inode WHERE ino=?", ino)
         return Inode(*row) if row else None
 
-    def inode_of_image(self, image_id: bytes) -> Inode | None:
-        """The inode of an image."""
-        row = self._one(f"SELECT {_INODE} FROM inode WHERE image_id=?", image_id)
-        return Inode(*row) if row else None
-
     def created_ns(self, ino: int) -> int:
         """When the inode was made."""
         row = self._one("SELECT created_ns FROM inode WHERE ino=?", ino)
@@ -218,8 +215,8 @@ class Index:
 
     def entry(self, parent: int, name: bytes) -> tuple[Entry, int] | None:
         """The entry itself and the inode number it names."""
-        row = self._one("SELECT cookie, parent, name, ino FROM entry WHERE parent=? AND name=?", parent, name)
-        return (Entry(*row[:3]), row[3]) if row else None
+        row = self._one("SELECT cookie, ino, linked FROM entry WHERE parent=? AND name=?", parent, name)
+        return (Entry(row[0], parent, name, bool(row[2])), row[1]) if row else None
 
     def entries(self, parent: int, after_cookie: int, limit: int) -> list[tuple[int, bytes, Inode]]:
         """Up to `limit` entries behind `after_cookie`, in cookie order: (cookie, name, inode)."""
@@ -232,8 +229,13 @@ class Index:
 
     def names(self, ino: int) -> list[Entry]:
         """All entries that name an inode."""
-        rows = self._execute("SELECT cookie, parent, name FROM entry WHERE ino=? ORDER BY cookie", (ino,))
-        return [Entry(*row) for row in rows]
+        rows = self._execute(
+            "SELECT cookie, parent, name, linked FROM entry WHERE ino=?1 AND linked=1 UNION ALL "
+            "SELECT cookie, parent, name, linked FROM entry WHERE ino=?1 AND linked=0 AND (parent, cookie)="
+            "(SELECT home_parent, home_cookie FROM inode WHERE ino=?1)",
+            (ino,),
+        )
+        return [Entry(cookie, parent, name, bool(linked)) for cookie, parent, name, linked in rows]
 
     def has_entries(self, parent: int) -> bool:
         """Whether a directory has any entry."""
@@ -242,8 +244,20 @@ class Index:
     def insert_entry(self, entry: Entry, ino: int) -> None:
         """Add a name."""
         self._execute(
-            "INSERT INTO entry (cookie, parent, name, ino) VALUES (?,?,?,?)",
-            (entry.cookie, entry.parent, entry.name, ino),
+            "INSERT INTO entry (parent, cookie, name, ino, linked) VALUES (?,?,?,?,?)",
+            (entry.parent, entry.cookie, entry.name, ino, int(entry.linked)),
+        )
+        if not entry.linked:
+            self._execute(
+                "UPDATE inode SET home_parent=?, home_cookie=? WHERE ino=?", (entry.parent, entry.cookie, ino)
+            )
+
+    def mark_linked(self, ino: int) -> None:
+        """The inode gets a second name: from now on its names are found by the index of linked ones."""
+        self._execute(
+            "UPDATE entry SET linked=1 WHERE (parent, cookie)="
+            "(SELECT home_parent, home_cookie FROM inode WHERE ino=?1) AND ino=?1",
+            (ino,),
         )
 
     def delete_entry(self, parent: int, name: bytes) -> None:
@@ -280,12 +294,13 @@ class Index:
         """A save replaced this version: its key stays until the next barrier, to fall back to."""
         self._execute("UPDATE version SET retired_by=? WHERE version_id=?", (token, version_id))
 
-    def destroy_versions(self, inode: Inode, token: int) -> None:
-        """The image was deleted: the keys of all its versions go now, the objects at the next barrier."""
-        self._execute(
-            "UPDATE version SET key=NULL, retired_by=? WHERE version_id=?", (token, inode.version_id)
-        )
-        self._execute("UPDATE version SET key=NULL WHERE ino=? AND retired_by IS NOT NULL", (inode.ino,))
+    def destroy_version(self, version_id: int, token: int) -> None:
+        """The image was deleted: the key of its version goes now, the object at the next barrier."""
+        self._execute("UPDATE version SET key=NULL, retired_by=? WHERE version_id=?", (token, version_id))
+
+    def destroy_retired(self, ino: int) -> None:
+        """The same for the versions of an image that were retired since the last barrier."""
+        self._execute("UPDATE version SET key=NULL WHERE retired_by IS NOT NULL AND ino=?", (ino,))
 
     def retired(self, up_to_token: int) -> list[int]:
         """Ids of versions that were retired by a token not above `up_to_token`."""
@@ -298,11 +313,15 @@ class Index:
         """Their objects are gone: so are the rows."""
         self._execute("DELETE FROM version WHERE retired_by<=?", (up_to_token,))
 
-    def saved_after(self, token: int) -> list[Version]:
-        """Current versions saved after `token`, newest first."""
+    def saved_after(self, token: int, object_floor: int) -> list[Version]:
+        """Current versions saved after the barrier that recorded `token` and `object_floor`, newest first.
+
+        A version saved later was not saved then, so its id is not below the floor: no index by token needed.
+        """
         rows = self._execute(
-            f"SELECT {_VERSION} FROM version WHERE token>? AND retired_by IS NULL ORDER BY token DESC",
-            (token,),
+            f"SELECT {_VERSION} FROM version WHERE version_id>=? AND token>? AND retired_by IS NULL "
+            "ORDER BY token DESC",
+            (object_floor, token),
         )
         return [_version(row) for row in rows]
 
@@ -371,7 +390,7 @@ class Index:
         with translated(self._path):
             if self._checkpointer is None:
                 self._checkpointer = _connect(self._path, self._key)
-                self._checkpointer.execute("PRAGMA synchronous=FULL")
+                self._checkpointer.execute("PRAGMA synchronous=FULL").fetchall()
             frames, copied = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         return frames == copied
 
@@ -424,12 +443,17 @@ def _connect(path: str, key: bytes, *, read_only: bool = False) -> apsw.Connecti
             db.pragma("cipher", "aegis")
             db.pragma("key", "raw:" + key.hex())
             db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            db.execute("PRAGMA trusted_schema=OFF; PRAGMA secure_delete=ON; PRAGMA cell_size_check=ON")
+            for setting in ("trusted_schema=OFF", "secure_delete=ON", "cell_size_check=ON"):
+                db.execute(f"PRAGMA {setting}").fetchall()
             if not read_only:
-                db.execute(
-                    "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; PRAGMA wal_autocheckpoint=0;"
-                    "PRAGMA busy_timeout=10000"
-                )
+                # One at a time, each to its end: APSW stops a list of statements at the first row.
+                for setting in (
+                    "journal_mode=WAL",
+                    "synchronous=OFF",
+                    "wal_autocheckpoint=0",
+                    "busy_timeout=10000",
+                ):
+                    db.execute(f"PRAGMA {setting}").fetchall()
         except BaseException:
             db.close()
             raise

@@ -4,6 +4,9 @@ The index is one SQLite database whose every page is encrypted and authenticated
 AEGIS-256, raw key), so nothing in it is readable without the master key. Its `application_id` is "PXST",
 its `user_version` the format number. All tables are STRICT. Times are integer nanoseconds since 1970 (may
 be negative), sizes bytes, numbers that come from `state` are never used twice.
+
+Indexes are few on purpose: a transaction writes every page it touches to the log, and a page costs more than
+all the rest of a save (4 to 5 pages for a new file; 9.5 with an index for every question, measured).
 """
 
 APPLICATION_ID = 0x50585354
@@ -37,22 +40,25 @@ CREATE TABLE inode (
     atime_ns          INTEGER NOT NULL,
     mtime_ns          INTEGER NOT NULL,
     ctime_ns          INTEGER NOT NULL,
-    image_id          BLOB UNIQUE,          -- regular files: 16 random bytes, stable; else NULL
+    image_id          BLOB,                 -- regular files: 16 bytes, ino (big-endian u64) and 8 random ones
     version_id        INTEGER,              -- regular files: the current version; else NULL
     created_ns        INTEGER NOT NULL,
-    target            BLOB                  -- symlinks: where to; else NULL
+    target            BLOB,                 -- symlinks: where to; else NULL
+    home_parent       INTEGER,              -- with home_cookie: the entry that names this inode; stale once
+    home_cookie       INTEGER               -- it got a second name (entry.linked)
 ) STRICT;
 
--- One row for every name. The root has none.
+-- One row for every name. The root has none. Clustered by directory, so that a listing reads neighbours.
 CREATE TABLE entry (
-    cookie INTEGER PRIMARY KEY,  -- position in readdir; survives as long as the name does
     parent INTEGER NOT NULL,     -- inode of the directory
+    cookie INTEGER NOT NULL,     -- position in readdir; unique in the store; kept while the name stays there
     name   BLOB    NOT NULL,     -- 1 to 255 bytes, any but "/" and NUL
-    ino    INTEGER NOT NULL
-) STRICT;
+    ino    INTEGER NOT NULL,
+    linked INTEGER NOT NULL,     -- 1: a name of an inode that had several, found by entry_of_linked; else 0
+    PRIMARY KEY (parent, cookie)
+) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX entry_by_name ON entry (parent, name);
-CREATE INDEX entry_by_parent ON entry (parent);  -- with the rowid behind it: readdir by cookie
-CREATE INDEX entry_by_ino ON entry (ino);
+CREATE INDEX entry_of_linked ON entry (ino) WHERE linked = 1;
 
 -- One row for every saved content whose object may still be on disk. `inode.version_id` names the current
 -- one; the others are retired: they wait for the barrier after which their object may go.
@@ -70,9 +76,7 @@ CREATE TABLE version (
     format            TEXT,              -- image format by content, NULL: no image
     retired_by        INTEGER            -- token of the save or delete that replaced it; NULL: current
 ) STRICT;
-CREATE INDEX version_by_token ON version (token);
 CREATE INDEX version_retired ON version (retired_by) WHERE retired_by IS NOT NULL;
-CREATE INDEX version_retired_of ON version (ino) WHERE retired_by IS NOT NULL;
 
 -- Extended attributes, as setxattr(2) brought them.
 CREATE TABLE xattr (

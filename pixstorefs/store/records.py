@@ -51,11 +51,15 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One name in a directory. `cookie` orders the directory and never changes while the entry exists."""
+    """One name in a directory. `cookie` orders the directory and never changes while the entry exists.
+
+    `linked`: the inode has, or had, more names than this one.
+    """
 
     cookie: int
     parent: int
     name: bytes
+    linked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
     """Recover after an unclean stop; returns one line for each decision that a person should know."""
     report: list[str] = []
     with index.transaction():
-        for version in index.saved_after(state.durable_token):
+        for version in index.saved_after(state.durable_token, state.object_floor):
             inode = index.inode(version.ino)
             if inode is None or inode.image_id is None or inode.version_id != version.version_id:
                 continue
@@ -56,7 +56,8 @@ def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Versi
             return f"{path}: the last save did not reach the disk; the version before it is back"
     for entry in index.names(inode.ino):
         index.delete_entry(entry.parent, entry.name)
-    index.destroy_versions(inode, lost.token)
+    index.destroy_version(lost.version_id, lost.token)
+    index.destroy_retired(inode.ino)
     index.delete_inode(inode.ino)
     return f"{path}: it was new and its content did not reach the disk; it is gone"
 

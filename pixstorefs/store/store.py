@@ -24,6 +24,9 @@ from pixstorefs.store.ownership import Ownership
 from pixstorefs.store.records import Entry, Inode, Version
 from pixstorefs.store.recovery import path_of, recover
 
+# SQLite's integers are signed.
+_LARGEST_INO = (1 << 63) - 1
+
 
 @dataclass(frozen=True, slots=True)
 class NewName:
@@ -60,6 +63,8 @@ class Store:
         self.read_only = read_only
         self.lock = threading.RLock()
         self._random = random
+        # Images that have retired versions with keys, so that deleting others need not look for any.
+        self._replaced: set[int] = set()
         self._ownership = None if read_only and not os.access(path, os.W_OK) else Ownership(path, mountpoint)
         self._objects = ObjectDirectory(path, store_id)
         try:
@@ -137,6 +142,8 @@ class Store:
             self.index.forget_retired(token)
             self.index.put_state(state)
         self._state = state
+        if token == self.numbers.last_token:
+            self._replaced.clear()
 
     @contextmanager
     def _change(self) -> Iterator[Index]:
@@ -185,6 +192,7 @@ class Store:
             token = self.numbers.token()
             if old.version_id is not None:
                 index.retire_version(old.version_id, token)
+                self._replaced.add(old.ino)
             index.insert_version(_version_of(saved, content, token))
             if new is None:
                 index.update_inode(saved)
@@ -229,8 +237,8 @@ class Store:
 
     def inode_of_image(self, image_id: bytes) -> Inode | None:
         """The inode of an image."""
-        with self.lock:
-            return self.index.inode_of_image(image_id)
+        inode = self.inode(int.from_bytes(image_id[:8], "big") & _LARGEST_INO)
+        return inode if inode is not None and inode.image_id == image_id else None
 
     def created_ns(self, ino: int) -> int:
         """When an inode was made."""
@@ -281,7 +289,8 @@ class Store:
             inode.nlink += 1
             inode.ctime_ns = now_ns
             index.update_inode(inode)
-            index.insert_entry(Entry(self.numbers.cookie(), parent, name), ino)
+            index.mark_linked(ino)
+            index.insert_entry(Entry(self.numbers.cookie(), parent, name, linked=True), ino)
             index.touch_directory(parent, now_ns)
             return inode
 
@@ -316,7 +325,7 @@ class Store:
             replaced = self._drop_name(index, new_parent, new_name, now_ns)
             index.delete_entry(parent, name)
             cookie = entry.cookie if parent == new_parent else self.numbers.cookie()
-            index.insert_entry(Entry(cookie, new_parent, new_name), ino)
+            index.insert_entry(Entry(cookie, new_parent, new_name, entry.linked), ino)
             directory = int(stat.S_ISDIR(moved.mode))
             index.touch_directory(parent, now_ns, -directory)
             gone = int(replaced is not None and stat.S_ISDIR(replaced.mode))
@@ -334,8 +343,8 @@ class Store:
                 raise FileNotFoundError(errno.ENOENT, "no such entry", name)
             index.delete_entry(parent, name)
             index.delete_entry(other_parent, other_name)
-            index.insert_entry(replace(one[0], parent=parent, name=name), other[1])
-            index.insert_entry(replace(other[0], parent=other_parent, name=other_name), one[1])
+            index.insert_entry(replace(one[0], linked=other[0].linked), other[1])
+            index.insert_entry(replace(other[0], linked=one[0].linked), one[1])
             links = 0
             for ino, sign in ((one[1], -1), (other[1], 1)):
                 inode = self._existing(ino)
@@ -388,7 +397,10 @@ class Store:
         if inode.nlink > 0:
             index.update_inode(inode)
         else:
-            index.destroy_versions(inode, self.numbers.token())
+            if inode.version_id is not None:
+                index.destroy_version(inode.version_id, self.numbers.token())
+            if inode.ino in self._replaced:
+                index.destroy_retired(inode.ino)
             index.delete_inode(inode.ino)
         return inode
 

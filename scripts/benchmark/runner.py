@@ -111,6 +111,8 @@ class Run:
     def measure(self, warmups: int, repetitions: int) -> None:
         """The warm-ups are whole repetitions whose samples are thrown away."""
         for number in range(warmups + repetitions):
+            if not self.sites:
+                return
             label = f"repetition {number - warmups + 1}/{repetitions}" if number >= warmups else "warm-up"
             began = time.monotonic()
             for site in self.sites:

@@ -1,0 +1,47 @@
+"""Running other people's programs."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TIMEOUT_S = 120.0
+
+
+def require(*programs: str) -> None:
+    """Skip the test where a program is missing; with PIXSTOREFS_REQUIRE_ALL=1 fail it."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if not missing:
+        return
+    message = f"not installed: {', '.join(missing)}"
+    if os.environ.get("PIXSTOREFS_REQUIRE_ALL") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def run(
+    *arguments: str | os.PathLike[str],
+    cwd: Path | None = None,
+    status: int = 0,
+    quiet: bool = True,
+    input_text: str | None = None,
+) -> str:
+    """Run a program to its end; returns what it printed. Anything on stderr fails where `quiet`."""
+    require(os.fspath(arguments[0]))
+    result = subprocess.run(
+        [os.fspath(argument) for argument in arguments],
+        cwd=cwd,
+        env=os.environ | {"LC_ALL": "C.UTF-8", "TZ": "UTC"},
+        input=input_text or "",
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    said = f"{arguments}\n{result.stdout}\n{result.stderr}"
+    assert result.returncode == status, said
+    assert not quiet or not result.stderr, said
+    return result.stdout

@@ -1,0 +1,124 @@
+"""Copying whole trees in and out with cp, rsync and tar: nothing may be lost, also not over a remount."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pictures
+import pytest
+from programs import TIMEOUT_S, require, run
+from support import Mount
+from trees import assert_same
+
+Copier = Callable[[Path, Path], None]
+
+
+def cp(source: Path, target: Path) -> None:
+    """`cp -a`, into a directory that does not exist yet."""
+    run("cp", "-a", source, target)
+
+
+def rsync(source: Path, target: Path) -> None:
+    """`rsync` with hard links, xattrs and holes; the trailing slash means the directory itself."""
+    run("rsync", "-aHXS", f"{source}/", f"{target}/")
+
+
+def tar(source: Path, target: Path) -> None:
+    """Two tars and a pipe."""
+    require("tar")
+    target.mkdir()
+    pack = ["tar", "-C", source, "--xattrs", "--xattrs-include=*", "--sparse", "-cf", "-", "."]
+    unpack = ["tar", "-C", target, "--xattrs", "--xattrs-include=*", "--same-owner", "-xpf", "-"]
+    line = f"set -o pipefail; {shlex.join(map(str, pack))} | {shlex.join(map(str, unpack))}"
+    result = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
+copiers = pytest.mark.parametrize("copy", [cp, rsync, tar])
+
+
+def copy_there_and_back(mount: Mount, copy: Copier, source: Path) -> None:
+    inside = mount.mountpoint / "copied"
+    copy(source, inside)
+    assert_same(inside, source)
+    mount.remount()
+    assert_same(inside, source)
+    back = mount.directory / "back"
+    copy(inside, back)
+    assert_same(back, source)
+
+
+@copiers
+def test_made_tree(mounted: Mount, made_tree: Path, copy: Copier) -> None:
+    copy_there_and_back(mounted, copy, made_tree)
+
+
+@copiers
+def test_real_photos(mounted: Mount, corpus: Path, copy: Copier) -> None:
+    copy_there_and_back(mounted, copy, corpus)
+
+
+def test_a_copy_inside_the_mount(mounted: Mount, made_tree: Path) -> None:
+    cp(made_tree, mounted.mountpoint / "first")
+    cp(mounted.mountpoint / "first", mounted.mountpoint / "second")
+    mounted.remount()
+    assert_same(mounted.mountpoint / "second", made_tree)
+
+
+def test_moving_a_tree_in_and_out(mounted: Mount, made_tree: Path) -> None:
+    """`mv` over file systems copies, then deletes: both sides have to be right."""
+    outside = mounted.directory / "outside"
+    cp(made_tree, outside)
+    run("mv", outside, mounted.mountpoint / "moved")
+    assert not outside.exists()
+    mounted.remount()
+    run("mv", mounted.mountpoint / "moved", outside)
+    assert_same(outside, made_tree)
+    assert list(mounted.mountpoint.iterdir()) == []
+
+
+def test_removing_a_copied_tree_leaves_nothing(mounted: Mount, made_tree: Path) -> None:
+    objects = mounted.store / "objects"
+    cp(made_tree, mounted.mountpoint / "copied")
+    run("rm", "-r", "--", mounted.mountpoint / "copied")
+    assert list(mounted.mountpoint.iterdir()) == []
+    mounted.unmount()
+    assert [path for path in objects.rglob("*") if path.is_file()] == []
+
+
+@copiers
+def test_holes_take_no_room(mounted: Mount, copy: Copier) -> None:
+    source = mounted.directory / "source"
+    source.mkdir()
+    pictures.sparse(source / "sparse", 400_000_000, {0: b"begin", 200_000_000: b"middle"})
+    copy(source, mounted.mountpoint / "copied")
+    mounted.remount()
+    status = (mounted.mountpoint / "copied" / "sparse").stat()
+    assert status.st_size == 400_000_000
+    assert status.st_blocks * 512 < 1_000_000
+    run("cmp", source / "sparse", mounted.mountpoint / "copied" / "sparse")
+
+
+def test_names_as_the_shell_sees_them(mounted: Mount, made_tree: Path) -> None:
+    """`find` and `ls` list the same, in both trees."""
+    cp(made_tree, mounted.mountpoint / "copied")
+    mounted.remount()
+    for command in ("find . -print0 | LC_ALL=C sort -z", "ls -laRU --time-style=full-iso | wc -l"):
+        seen, expected = (
+            subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, check=True).stdout
+            for folder in (mounted.mountpoint / "copied", made_tree)
+        )
+        assert seen == expected
+
+
+def test_du_counts_hard_links_once(mounted: Mount) -> None:
+    first = mounted.mountpoint / "a.jpg"
+    first.write_bytes(pictures.jpeg(1, (1600, 1200)))
+    os.link(first, mounted.mountpoint / "b.jpg")
+    size = int(run("du", "-s", "--apparent-size", "-B1", "a.jpg", "b.jpg", cwd=mounted.mountpoint).split()[0])
+    assert size == first.stat().st_size

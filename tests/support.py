@@ -1,0 +1,166 @@
+"""The real command on a real mount, for tests of every kind.
+
+A `Mount` has directories of its own for everything the command would keep in the user's home, so that
+tests neither meet each other nor the person who runs them.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pixstorefs
+
+# Far longer than anything should take, short enough to tell which command hung.
+COMMAND_TIMEOUT_S = 60.0
+_LOUD = ("WARNING", "ERROR", "CRITICAL")
+
+
+def environment(home: Path) -> dict[str, str]:
+    """This process's environment, with everything that is the user's own below `home`, and no secrets."""
+    result = {name: value for name, value in os.environ.items() if not name.startswith("PIXSTOREFS_")}
+    for name in ("DATA", "STATE", "CONFIG", "CACHE"):
+        result[f"XDG_{name}_HOME"] = str(home / f"xdg-{name.lower()}")
+    result["HOME"] = str(home)
+    # The command has to be the code under test also where the package is not installed.
+    source = os.path.dirname(next(iter(pixstorefs.__path__)))
+    result["PYTHONPATH"] = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+    return result
+
+
+def command(*arguments: str | os.PathLike[str]) -> list[str]:
+    """The argument vector of `pixstorefs ...`."""
+    return [sys.executable, "-m", "pixstorefs", *map(os.fspath, arguments)]
+
+
+def wait_until_gone(pid: int, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+    """Wait for the end of a process that is not our child, and of all its threads and descriptors."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        if not poller.poll(timeout_s * 1000):
+            raise TimeoutError(f"process {pid} did not end within {timeout_s} s")
+    finally:
+        os.close(descriptor)
+
+
+class Mount:
+    """A store below `directory`, and the means to mount it with the real command."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.store = directory / "store"
+        self.mountpoint = directory / "mount"
+        self.env = environment(directory)
+        self._expected: list[str] = []
+
+    def run(
+        self, *arguments: str | os.PathLike[str], env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `pixstorefs ...` without a terminal; never raises for its exit status."""
+        return subprocess.run(
+            command(*arguments),
+            env=self.env | (env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+
+    def mount(self, *options: str) -> None:
+        """`pixstorefs mount`; the first time it makes the store and a keyfile."""
+        result = self.run("mount", *options, self.store, self.mountpoint)
+        assert result.returncode == 0, result.stderr
+
+    def unmount(self) -> None:
+        """`pixstorefs umount`: when it returns, everything is saved and the daemon has ended."""
+        result = self.run("umount", self.mountpoint)
+        assert result.returncode == 0, result.stderr
+
+    def remount(self, *options: str) -> None:
+        """Unmount cleanly and mount again."""
+        self.unmount()
+        self.mount(*options)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the daemon and wait for its end."""
+        pid = self.pid
+        os.kill(pid, number)
+        wait_until_gone(pid)
+
+    def kill(self) -> None:
+        """kill -9 the daemon, and clean the dead mount away. The next mount recovers the store."""
+        self.signal(signal.SIGKILL)
+        self._detach()
+
+    @property
+    def pid(self) -> int:
+        """The process that serves the mount."""
+        pid = json.loads((self.store / "lock").read_text())["pid"]
+        assert isinstance(pid, int)
+        return pid
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether something is mounted, alive or dead."""
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        return any(line.split(" ")[4] == str(self.mountpoint) for line in mounts)
+
+    @property
+    def log_paths(self) -> list[Path]:
+        """All logs, oldest first."""
+        folder = Path(self.env["XDG_STATE_HOME"]) / "pixstorefs"
+        return sorted(folder.glob("*.log*"), key=lambda path: path.stat().st_mtime_ns)
+
+    def log_text(self) -> str:
+        """Everything the daemons (and broken commands) logged."""
+        return "".join(path.read_text() for path in self.log_paths)
+
+    def expect_log(self, substring: str) -> None:
+        """Declare a warning or error that this test causes on purpose."""
+        self._expected.append(substring)
+
+    def complaints(self) -> list[str]:
+        """Warnings and errors in the log that the test did not declare."""
+        return [
+            line
+            for line in self.log_text().splitlines()
+            if line.split(" ", 3)[2:3] in [[level] for level in _LOUD]
+            and not any(expected in line for expected in self._expected)
+        ]
+
+    def close(self) -> None:
+        """Whatever the test left: unmount it, politely and then not, and wait for the daemon."""
+        pid = self._daemon()
+        if self.is_mounted:
+            polite = subprocess.run(["fusermount3", "-u", self.mountpoint], capture_output=True, check=False)
+            if polite.returncode != 0:
+                self._detach()
+        if pid is None:
+            return
+        try:
+            wait_until_gone(pid)
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+
+    def _daemon(self) -> int | None:
+        """The daemon if it lives. A killed one leaves its pid in the lock, for somebody else to get."""
+        try:
+            pid = self.pid
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError, KeyError):
+            return None
+        return pid if os.fsencode(self.store) in arguments else None
+
+    def _detach(self) -> None:
+        while self.is_mounted:
+            subprocess.run(["fusermount3", "-u", "-z", self.mountpoint], check=True)
