@@ -26,7 +26,6 @@ from pixstorefs.errors import (
 
 if TYPE_CHECKING:
     from pixstorefs.store.images import ImageStore
-    from pixstorefs.store.records import ImageRecord
 
 
 def open_store(
@@ -57,8 +56,6 @@ __all__ = [
     "CorruptImage",
     "CorruptStore",
     "ImageNotFound",
-    "ImageRecord",
-    "ImageStore",
     "InvalidInput",
     "NewerFormat",
     "NoSpace",

@@ -16,7 +16,14 @@ CAMERA = "Imaginary Optics Model Nine"
 COMMENT = "Keyword: family reunion, do not publish"
 DATE = "1998:07:12 09:30:15"
 
-_DESCRIPTION, _MAKE, _MODEL, _ORIENTATION, _DATE_TIME, _ARTIST = 0x010E, 0x010F, 0x0110, 0x0112, 0x0132, 0x013B
+_DESCRIPTION, _MAKE, _MODEL, _ORIENTATION, _DATE_TIME, _ARTIST = (
+    0x010E,
+    0x010F,
+    0x0110,
+    0x0112,
+    0x0132,
+    0x013B,
+)
 _EXIF_IFD, _DATE_ORIGINAL, _USER_COMMENT = 0x8769, 0x9003, 0x9286
 _GPS_IFD, _LATITUDE_REF, _LATITUDE = 0x8825, 1, 2
 
@@ -79,7 +86,12 @@ def encoded(image: Image.Image, image_format: str, **options: object) -> bytes:
 def jpeg(seed: int, size: tuple[int, int] = (640, 480), *, progressive: bool = False) -> bytes:
     """A JPEG with EXIF and a comment."""
     return encoded(
-        photo(seed, size), "JPEG", quality=90, progressive=progressive, exif=exif(seed), comment=COMMENT.encode()
+        photo(seed, size),
+        "JPEG",
+        quality=90,
+        progressive=progressive,
+        exif=exif(seed),
+        comment=COMMENT.encode(),
     )
 
 
@@ -202,7 +214,9 @@ def _links(folder: Path) -> None:
 def _many(folder: Path) -> None:
     folder.mkdir()
     for number in range(300):
-        (folder / f"IMG_{number:04}.jpg").write_bytes(b"\xff\xd8\xff\xe0" + number.to_bytes(2, "big") * number)
+        (folder / f"IMG_{number:04}.jpg").write_bytes(
+            b"\xff\xd8\xff\xe0" + number.to_bytes(2, "big") * number
+        )
 
 
 def _xattrs(folder: Path) -> None:

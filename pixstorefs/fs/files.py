@@ -30,6 +30,8 @@ class Files:
         self._next_handle = 1
         # Inodes without a name that the kernel still knows, for stat(2) through what is open.
         self._gone: dict[int, Inode] = {}
+        # How often a draft of an inode was given up after the kernel had cached it.
+        self._generations: dict[int, int] = {}
 
     # Inodes
 
@@ -121,12 +123,21 @@ class Files:
         return image
 
     def close(self, image: OpenImage) -> bool:
-        """Forget an image without handles; whether a draft was lost with it."""
+        """Forget an image without handles; whether a draft was lost with it, and a name never saved."""
         lost = image.to_save
+        if lost:
+            self._generations[image.inode.ino] = self.generation(image.inode.ino) + 1
+        if image.pending is not None:
+            self._pending.discard(image)
+            image.pending = None
         image.close()
         if self._images.get(image.inode.ino) is image:
             del self._images[image.inode.ino]
         return lost
+
+    def generation(self, ino: int) -> int:
+        """The generation of an inode. With another one the kernel takes it for another file."""
+        return self._generations.get(ino, 0)
 
     def all_images(self) -> list[OpenImage]:
         """Every open image."""

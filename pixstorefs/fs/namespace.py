@@ -195,11 +195,14 @@ class Namespace:
                 return
             self._check_replaceable(moved, target)
         hidden = self._pending.get(new_parent, new_name)
+        cookie = None
         if hidden is not None:
+            assert hidden.pending is not None
+            cookie, target = hidden.pending.entry.cookie, None
             self._unlink_pending(hidden)
         image = self._pending.get(parent, name)
         if image is not None:
-            self._rename_pending(image, new_parent, new_name, target if hidden is None else None)
+            self._rename_pending(image, new_parent, new_name, target, cookie)
         else:
             self._rename_saved(parent, name, new_parent, new_name)
 
@@ -217,7 +220,7 @@ class Namespace:
             self._files.lost_name(replaced)
 
     def _rename_pending(
-        self, image: OpenImage, new_parent: int, new_name: bytes, target: Inode | None
+        self, image: OpenImage, new_parent: int, new_name: bytes, target: Inode | None, cookie: int | None
     ) -> None:
         """Only the mount changes; the index keeps `target` until the file is saved."""
         assert image.pending is not None
@@ -227,7 +230,8 @@ class Namespace:
             target.nlink -= 1
             target.ctime_ns = now_ns
             self._files.lost_name(target)
-        cookie = old.cookie if old.parent == new_parent else self._store.numbers.cookie()
+        if cookie is None:
+            cookie = self._store.cookie_for(old, new_parent, new_name)
         self._pending.discard(image)
         image.pending.entry = Entry(cookie, new_parent, new_name)
         image.inode.ctime_ns = now_ns

@@ -19,11 +19,11 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
-from pixstorefs.errors import PixstoreError
+from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.fs.attributes import Changes, blocks
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.namespace import NAME_LIMIT_BYTES, Namespace
-from pixstorefs.fs.open_image import OpenImage
+from pixstorefs.fs.operations_saving import Saving
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.fs.xattrs import Xattrs
 from pixstorefs.store.records import Inode
@@ -49,6 +49,10 @@ def _answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
             raise
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
+        except NoSpace as error:
+            raise FUSEError(
+                error.errno
+            ) from None  # the program is told, a line for each of its writes is not
         except PixstoreError as error:
             log.warning("%s: %s", handler.__name__, error)
             raise FUSEError(error.errno) from None
@@ -75,18 +79,13 @@ class Operations(pyfuse3.Operations):
         self._allow_other = allow_other
         pending = PendingNames()
         self._files = Files(store, pending, now_ns)
+        self._saving = Saving(store, self._files)
         self._names = Namespace(store, self._files, pending, now_ns)
         self._xattrs = Xattrs(store, self._files, now_ns)
 
     def close(self) -> None:
         """Save every draft that is left, after the kernel has gone."""
-        for image in self._files.all_images():
-            try:
-                for _ in self._files.save(image):
-                    pass
-            except (OSError, PixstoreError) as error:
-                self._log_lost(image, error)
-            self._files.close(image)
+        self._saving.save_all()
         if not self._read_only:
             self._names.write_directory_times()
 
@@ -134,10 +133,10 @@ class Operations(pyfuse3.Operations):
             return self._entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, rdev=rdev))
         handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid)
         try:
-            await self._save(image)
+            await self._saving.save(image)
             return self._entry(image.inode)
         finally:
-            await self._release(handle)
+            await self._saving.release(handle)
 
     @_answered
     async def symlink(
@@ -157,16 +156,16 @@ class Operations(pyfuse3.Operations):
         image = self._files.image(inode)
         if image is not None and image.pending is not None:
             # A second name makes a pending file an ordinary one: it is saved with what it has.
-            await self._save(image)
+            await self._saving.save(image)
         return self._entry(self._names.link(inode, new_parent_inode, new_name))
 
     @_answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._with_room(lambda: self._names.unlink(parent_inode, name))
+        await self._saving.with_room(lambda: self._names.unlink(parent_inode, name))
 
     @_answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._with_room(lambda: self._names.rmdir(parent_inode, name))
+        await self._saving.with_room(lambda: self._names.rmdir(parent_inode, name))
 
     @_answered
     async def rename(
@@ -182,8 +181,8 @@ class Operations(pyfuse3.Operations):
             for parent, name in ((parent_inode_old, name_old), (parent_inode_new, name_new)):
                 image = self._names.pending_of(parent, name)
                 if image is not None:
-                    await self._save(image)
-        await self._with_room(
+                    await self._saving.save(image)
+        await self._saving.with_room(
             lambda: self._names.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
         )
 
@@ -198,11 +197,11 @@ class Operations(pyfuse3.Operations):
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
         if fields.update_size:
-            await self._set_size(inode, attr.st_size, fh)
+            await self._saving.set_size(inode, attr.st_size, fh)
         changes = _changes(attr, fields)
         if changes == Changes():
             return self._entry(self._names.inode(inode))
-        return self._entry(await self._with_room(lambda: self._names.change(inode, changes)))
+        return self._entry(await self._saving.with_room(lambda: self._names.change(inode, changes)))
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
@@ -214,11 +213,11 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self._with_room(lambda: self._xattrs.put(inode, name, value))
+        await self._saving.with_room(lambda: self._xattrs.put(inode, name, value))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._with_room(lambda: self._xattrs.remove(inode, name))
+        await self._saving.with_room(lambda: self._xattrs.remove(inode, name))
 
     @_answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -254,7 +253,7 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         image = self._files.image(inode)
         if image is not None and flags & os.O_TRUNC:
-            await self._settled(image)
+            await self._saving.settled(image)
         return FileInfo(fh=self._files.open(inode, flags), keep_cache=True)
 
     @_answered
@@ -267,15 +266,15 @@ class Operations(pyfuse3.Operations):
             await trio.to_thread.run_sync(image.warm, off, size)
             return image.read(off, size, nowait=False)  # type: ignore[return-value]
         except (PixstoreError, OSError) as error:
-            log.error("%s cannot be read: %s", self._path(image), error)
+            log.error("%s cannot be read: %s", self._saving.path(image), error)
             raise FUSEError(getattr(error, "errno", None) or errno.EIO) from None
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         image = self._files.of_handle(fh)
-        await self._settled(image)
+        await self._saving.settled(image)
         try:
-            await self._with_room(lambda: self._files.write(image, off, buf))
+            await self._saving.with_room(lambda: self._files.write(image, off, buf))
         except (OSError, PixstoreError) as error:
             if getattr(error, "errno", None) != errno.EFBIG:
                 self._files.fail(image, error.errno or errno.EIO)
@@ -286,13 +285,13 @@ class Operations(pyfuse3.Operations):
     async def flush(self, fh: int) -> None:
         image = self._files.of_handle(fh)
         if image.dirty:
-            await self._save(image)
+            await self._saving.save(image)
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         image = self._files.of_handle(fh)
         if image.dirty:
-            await self._save(image)
+            await self._saving.save(image)
         await trio.to_thread.run_sync(self._store.sync)
 
     @_answered
@@ -301,81 +300,12 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def release(self, fh: int) -> None:
-        await self._release(fh)
-
-    async def _release(self, handle: int) -> None:
-        """Close a handle; with the last one save what mmap wrote after the last flush, if anything."""
-        image = self._files.release(handle)
-        if image is None:
-            return
-        try:
-            await self._save(image)
-        except (OSError, PixstoreError) as error:
-            self._log_lost(image, error)
-        if image.handles == 0 and self._files.close(image):
-            # The kernel still caches what was given up. From a thread: it may wait for requests of ours.
-            await trio.to_thread.run_sync(_invalidate, image.inode.ino)
-
-    def _log_lost(self, image: OpenImage, error: OSError | PixstoreError) -> None:
-        log.error("%s was not saved: %s. The version before it is intact", self._path(image), error)
-
-    async def _save(self, image: OpenImage) -> None:
-        await self._settled(image)
-        try:
-            await self._save_once(image)
-        except (OSError, PixstoreError) as error:
-            if error.errno != errno.ENOSPC or image.failure is not None:
-                raise
-            await trio.to_thread.run_sync(self._store.sync)
-            await self._save_once(image)
-
-    async def _save_once(self, image: OpenImage) -> None:
-        steps = self._files.save(image)
-        done = trio.Event()
-        try:
-            for _ in steps:
-                image.saving = done
-                await trio.lowlevel.checkpoint()
-        finally:
-            image.saving = None
-            done.set()
-
-    async def _settled(self, image: OpenImage) -> None:
-        """Wait until no save of this image is between two steps."""
-        while image.saving is not None:
-            assert isinstance(image.saving, trio.Event)
-            await image.saving.wait()
-
-    async def _set_size(self, ino: int, size_bytes: int, handle: int | None) -> None:
-        image = self._files.image(ino)
-        opened = None
-        if image is None:
-            opened = self._files.open(ino, 0)
-            image = self._files.of_handle(opened)
-        await self._settled(image)
-        was_dirty = image.dirty
-        try:
-            await self._with_room(lambda: self._files.truncate(image, size_bytes))
-            if handle is None and not was_dirty:
-                # truncate(2): there is no close that could save it.
-                await self._save(image)
-        finally:
-            if opened is not None:
-                await self._release(opened)
-
-    async def _with_room(self, change: Callable[[], R]) -> R:
-        """Do a change; on a full disk give retired objects back first and try once more."""
-        try:
-            return change()
-        except (OSError, PixstoreError) as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        await trio.to_thread.run_sync(self._store.sync)
-        return change()
+        await self._saving.release(fh)
 
     def _entry(self, inode: Inode) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = inode.ino
+        entry.generation = self._files.generation(inode.ino)
         entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
         entry.st_mode = inode.mode
         entry.st_nlink = inode.nlink
@@ -389,11 +319,6 @@ class Operations(pyfuse3.Operations):
         entry.st_ctime_ns = inode.ctime_ns
         return entry
 
-    def _path(self, image: OpenImage) -> str:
-        if image.pending is not None:
-            return image.pending.entry.name.decode("utf-8", "backslashreplace")
-        return self._store.path_of(image.inode.ino)
-
 
 def _changes(attr: EntryAttributes, fields: SetattrFields) -> Changes:
     return Changes(
@@ -404,11 +329,3 @@ def _changes(attr: EntryAttributes, fields: SetattrFields) -> Changes:
         mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
     )
-
-
-def _invalidate(ino: int) -> None:
-    try:
-        pyfuse3.invalidate_inode(ino)
-    except OSError as error:
-        if error.errno != errno.ENOENT:  # the kernel has forgotten it already
-            log.warning("the kernel's cache of inode %d could not be dropped: %s", ino, error)

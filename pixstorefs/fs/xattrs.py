@@ -17,9 +17,9 @@ from pixstorefs.store.records import Inode
 from pixstorefs.store.store import Store
 
 OWN_PREFIX = b"user.pixstore."
-# Access control lists above all. Kept as mere bytes they would be a promise that nobody enforces, and `cp -a`
-# trusts that who takes them sets the mode as well. Refused, programs fall back to chmod.
-_SYSTEM_PREFIX = b"system."
+# Not `system.`, access control lists above all: kept as mere bytes they would be a promise nobody enforces,
+# and `cp -a` trusts that who takes them sets the mode as well. Refused, programs fall back to chmod.
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
 # Linux's own limits (xattr(7)); the kernel checks them, too.
 NAME_LIMIT_BYTES = 255
 VALUE_LIMIT_BYTES = 65536
@@ -35,8 +35,7 @@ class Xattrs:
 
     def get(self, ino: int, name: bytes) -> bytes:
         """The value of an attribute. Raises ENODATA, EOPNOTSUPP, EIO where ours need a damaged object."""
-        if name.startswith(_SYSTEM_PREFIX):
-            raise _error(errno.EOPNOTSUPP)
+        _check_name(name)
         if name.startswith(OWN_PREFIX):
             value = self._own(self._files.inode(ino), name[len(OWN_PREFIX) :])
         else:
@@ -58,8 +57,7 @@ class Xattrs:
 
     def put(self, ino: int, name: bytes, value: bytes) -> None:
         """Set an attribute. Raises EPERM for ours, EOPNOTSUPP, ERANGE, E2BIG."""
-        if name.startswith(_SYSTEM_PREFIX):
-            raise _error(errno.EOPNOTSUPP)
+        _check_name(name)
         if name.startswith(OWN_PREFIX):
             raise _error(errno.EPERM)
         if len(name) > NAME_LIMIT_BYTES:
@@ -113,6 +111,14 @@ class Xattrs:
         except CorruptImage as error:
             raise _error(errno.EIO) from error
         return None
+
+
+def _check_name(name: bytes) -> None:
+    """EOPNOTSUPP outside the namespaces we keep, EINVAL for the mere name of one: FUSE lets both through."""
+    if name in _NAMESPACES:
+        raise _error(errno.EINVAL)
+    if not name.startswith(_NAMESPACES):
+        raise _error(errno.EOPNOTSUPP)
 
 
 def _error(number: int) -> OSError:

@@ -64,7 +64,7 @@ class Allocator:
 
     def begin_spill(self) -> Spill:
         """Encrypted scratch space for a draft that memory cannot hold."""
-        return Spill(self._folder, self._random)
+        return Spill(self._folder, self._random, self._objects.make_room)
 
     def object_floor(self) -> int:
         """Every object on disk with a lower id belongs to a saved version."""

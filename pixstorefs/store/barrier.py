@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from pixstorefs.errors import PixstoreError
+from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.store.index import Index
 from pixstorefs.store.objects import ObjectDirectory
 
@@ -87,6 +87,21 @@ class Barrier:
                 self._group.notify_all()
         return self._raise_failure()
 
+    def make_room(self) -> None:
+        """The disk is full: give back what was retired, now, with the lock held throughout.
+
+        Not through `sync`: whoever meets the full disk may hold the lock that a running barrier waits for.
+        One that runs may have objects in hand that it has not synced yet, hence all of them are.
+        Raises OSError.
+        """
+        with self._lock:
+            if self._failure is not None:
+                return
+            token, floor = self._mark()
+            self._objects.sync_all()
+            self._index.sync_log()
+            self._tidy(token, floor)
+
     def stop(self) -> None:
         """End the thread, without a last barrier."""
         self._stopping.set()
@@ -104,6 +119,16 @@ class Barrier:
             token, floor = self._mark()
         self._objects.sync(objects)
         self._index.sync_log()
+        self._tidy(token, floor)
+
+    def _tidy(self, token: int, floor: int) -> None:
+        try:
+            self._forget_retired(token, floor)
+        except NoSpace as error:
+            # Everything is durable; only the note of it found no room. The next barrier tries again.
+            log.info("no room to tidy up after a barrier: %s", error)
+
+    def _forget_retired(self, token: int, floor: int) -> None:
         with self._lock:
             retired = self._index.retired(token)
         self._objects.unlink(retired)

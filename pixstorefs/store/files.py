@@ -1,7 +1,8 @@
-"""Durable writing of the store's small files (header, key slots), and syncing of directories."""
+"""Writing to the disk: whole, or durably, or not at all."""
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -14,6 +15,23 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def write_fully(fd: int, data: memoryview, make_room: Callable[[], None]) -> None:
+    """Write all of `data` at the file's position, short writes or not.
+
+    On a full disk `make_room` is called once, and writing goes on where it stopped: the bytes that are
+    written are the same, so nothing is sealed twice. Raises OSError.
+    """
+    asked = False
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except OSError as error:
+            if error.errno != errno.ENOSPC or asked:
+                raise
+            asked = True
+            make_room()
+
+
 def write_durably(path: str, content: bytes) -> None:
     """Replace a small file so that a crash leaves the old or the new content, never a part.
 
@@ -23,9 +41,7 @@ def write_durably(path: str, content: bytes) -> None:
     with _removed_on_error(temporary):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(fd, view) :]
+            write_fully(fd, memoryview(content), lambda: None)
             os.fsync(fd)
         finally:
             os.close(fd)

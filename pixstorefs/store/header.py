@@ -46,7 +46,7 @@ def read_header(path: str) -> Header:
     try:
         fields = json.loads(raw)
         format_number = fields["format"]
-        if fields["magic"] != "pixstorefs" or not isinstance(format_number, int):
+        if fields["magic"] != "pixstorefs" or type(format_number) is not int or format_number < 1:
             raise ValueError
         if format_number > FORMAT:
             raise NewerFormat(

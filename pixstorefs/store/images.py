@@ -1,12 +1,14 @@
 """The Python API: Pixstore's operations on images, atomic, by id."""
 
+import errno
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
-from pixstorefs.errors import ImageNotFound, InvalidInput
+from pixstorefs.errors import ImageNotFound, InvalidInput, NoSpace
 from pixstorefs.imaging.dimensions import measure
 from pixstorefs.imaging.formats import extension, sniff
 from pixstorefs.store.draft import HEAD_SIZE_BYTES, Draft
@@ -86,7 +88,8 @@ class ImageStore:
 
     def get_image_record(self, image_id: str) -> ImageRecord:
         """What is known of an image. Raises ImageNotFound, CorruptImage."""
-        return self._record(self._existing(image_id))
+        with self._store.lock:
+            return self._record(self._existing(image_id))
 
     def read_image(self, image_id: str) -> bytes:
         """The whole content of an image. Raises ImageNotFound, CorruptImage, OSError."""
@@ -124,13 +127,15 @@ class ImageStore:
         cookie = 0
         while page := self._store.entries(ino, cookie, _PAGE_ENTRIES):
             for _, _, inode in page:
-                if inode.image_id is not None and self._store.version(inode).format is not None:
-                    yield self._record(inode)
+                record = self._record_if_image(inode.ino)
+                if record is not None:
+                    yield record
             cookie = page[-1][0]
 
     def _save_new(self, chunks: Iterator[Buffer], directory: str | None) -> ImageRecord:
+        self._store.require_writable()
         names = _directory_names(directory)
-        with self._store.lock:
+        with self._store.lock, _full_disk_named():
             now_ns = self._now_ns()
             ino = self._store.numbers.ino()
             image_id = self._store.allocator.new_image_id(ino)
@@ -147,7 +152,8 @@ class ImageStore:
             return self._record(inode)
 
     def _update(self, image_id: str, chunks: Iterator[Buffer]) -> ImageRecord:
-        with self._store.lock:
+        self._store.require_writable()
+        with self._store.lock, _full_disk_named():
             inode = self._existing(image_id)
             assert inode.image_id is not None
             draft = Draft(self._store.allocator, inode.image_id)
@@ -179,7 +185,7 @@ class ImageStore:
                 found = _new_directory(self._store.numbers.ino(), now_ns)
                 self._store.add(found, ino, name)
             elif not stat.S_ISDIR(found.mode):
-                raise InvalidInput(f"{name.decode()!r} is a file in the store, not a directory")
+                raise InvalidInput(f"{os.fsdecode(name)!r} is a file in the store, not a directory")
             ino = found.ino
         return ino
 
@@ -196,6 +202,14 @@ class ImageStore:
             raise ImageNotFound(f"no image has the id {image_id!r}")
         return inode
 
+    def _record_if_image(self, ino: int) -> ImageRecord | None:
+        """The record of an inode as it is now; None where it is gone or holds no image."""
+        with self._store.lock:
+            inode = self._store.inode(ino)
+            if inode is None or inode.image_id is None or self._store.version(inode).format is None:
+                return None
+            return self._record(inode)
+
     def _record(self, inode: Inode) -> ImageRecord:
         assert inode.image_id is not None
         version = self._store.version(inode)
@@ -211,6 +225,17 @@ class ImageStore:
             modified_ns=inode.mtime_ns,
             path=self._store.path_of(inode.ino),
         )
+
+
+@contextmanager
+def _full_disk_named() -> Iterator[None]:
+    """A full disk is the one OSError that callers of the API have to tell from the others."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoSpace("the disk under the store is full: nothing was saved, and nothing is lost") from error
 
 
 def measure_object(store: Store, inode: Inode, image_format: str) -> tuple[int, int] | None:
@@ -251,7 +276,10 @@ def _directory_names(directory: str | None) -> list[bytes]:
             )
         if any(ord(character) < 32 or ord(character) == 127 for character in name):
             raise InvalidInput(f"the directory {directory!r} is not allowed: it has control characters")
-        encoded = name.encode("utf-8", "surrogateescape")
+        try:
+            encoded = name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise InvalidInput(f"the directory {directory!r} is not allowed: it is not Unicode") from None
         if len(encoded) > _NAME_LIMIT_BYTES:
             raise InvalidInput(f"the directory {directory!r} is not allowed: a name has over 255 bytes")
         names.append(encoded)

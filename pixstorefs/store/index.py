@@ -14,7 +14,7 @@ from typing import Any
 
 import apsw
 
-from pixstorefs.errors import CorruptStore, NewerFormat, NoSpace, ReadOnlyStore
+from pixstorefs.errors import CorruptStore, NewerFormat, NoSpace, PixstoreError, ReadOnlyStore
 from pixstorefs.store.files import sync_directory
 from pixstorefs.store.index_schema import APPLICATION_ID, FORMAT, SCHEMA
 from pixstorefs.store.records import Entry, Inode, Runs, Version
@@ -70,7 +70,6 @@ class Index:
         except BaseException:
             self._db.close()
             raise
-        self._execute = self._db.execute
 
     @staticmethod
     def create(path: str, key: bytes, store_id: bytes, root: Inode) -> None:
@@ -380,7 +379,7 @@ class Index:
 
     def checkpoint_is_due(self) -> bool:
         """Whether the log is large enough to be moved into the database."""
-        return self._log_size_bytes() >= _CHECKPOINT_FROM_BYTES
+        return log_size_bytes(self._path) >= _CHECKPOINT_FROM_BYTES
 
     def checkpoint(self) -> bool:
         """Copy the log into the database, synced, without blocking the writer. Called without the lock.
@@ -401,20 +400,22 @@ class Index:
         """
         if self._checkpointer is None:
             return
-        if not checkpointed and self._log_size_bytes() < LOG_LIMIT_BYTES:
+        if not checkpointed and log_size_bytes(self._path) < LOG_LIMIT_BYTES:
             return
         with translated(self._path):
             self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
-    def _log_size_bytes(self) -> int:
+    def _execute(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement to its end: a damaged page may show at any row."""
         try:
-            return os.stat(self._path + "-wal").st_size
-        except FileNotFoundError:
-            return 0
+            rows: list[tuple[Any, ...]] = self._db.execute(sql, bindings).fetchall()
+        except apsw.Error as error:
+            raise _translation(self._path, error) from error
+        return rows
 
     def _one(self, sql: str, *bindings: Any) -> tuple[Any, ...] | None:
-        row: tuple[Any, ...] | None = self._execute(sql, bindings).fetchone()
-        return row
+        rows = self._execute(sql, bindings)
+        return rows[0] if rows else None
 
     def _verify(self, store_id: bytes) -> None:
         application_id = self._db.pragma("application_id")
@@ -465,19 +466,33 @@ def translated(path: str) -> Iterator[None]:
     """Turn SQLite's errors into ours: one class per reaction."""
     try:
         yield
-    except apsw.FullError as error:
-        raise NoSpace(f"the disk under {path} is full: {error}") from error
-    except apsw.ReadOnlyError as error:
-        raise ReadOnlyStore(f"{path} cannot be written: {error}") from error
-    except (apsw.NotADBError, apsw.CorruptError) as error:
-        raise CorruptStore(
-            f"{path} is damaged, or was encrypted under another key ({error}). The images' objects are "
-            "untouched; do not write to the store, and put index.db back from a backup"
-        ) from error
-    except apsw.IOError as error:
-        raise CorruptStore(f"the disk failed under {path}: {error}") from error
     except apsw.Error as error:
-        raise CorruptStore(f"{path}: {type(error).__name__}: {error}") from error
+        raise _translation(path, error) from error
+
+
+def _translation(path: str, error: apsw.Error) -> PixstoreError:
+    match error:
+        case apsw.FullError():
+            return NoSpace(f"the disk under {path} is full: {error}")
+        case apsw.ReadOnlyError():
+            return ReadOnlyStore(f"{path} cannot be written: {error}")
+        case apsw.NotADBError() | apsw.CorruptError():
+            return CorruptStore(
+                f"{path} is damaged, or was encrypted under another key ({error}). The images' objects are "
+                "untouched; do not write to the store, and put index.db back from a backup"
+            )
+        case apsw.IOError():
+            return CorruptStore(f"the disk failed under {path}: {error}")
+        case _:
+            return CorruptStore(f"{path}: {type(error).__name__}: {error}")
+
+
+def log_size_bytes(path: str) -> int:
+    """Length of the write-ahead log of the index at `path`, 0 where there is none."""
+    try:
+        return os.stat(path + "-wal").st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _insert_inode(db: apsw.Connection, inode: Inode, created_ns: int, target: bytes | None) -> None:

@@ -6,12 +6,14 @@ encryption (close took 477 µs against 393 µs, measured).
 """
 
 import ctypes
+import errno
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pixstorefs.errors import CorruptImage
+from pixstorefs.store.files import write_fully
 from pixstorefs.store.records import Runs, Version
 from pixstorefs.store.sealing import (
     HEADER_SIZE_BYTES,
@@ -24,6 +26,7 @@ from pixstorefs.store.sealing import (
     VersionKey,
     object_header,
     padded_size,
+    sealed_size,
 )
 
 OBJECTS_PER_FOLDER = 4096
@@ -153,8 +156,7 @@ class ObjectWriter:
         if self._fd < 0:
             self._fd = self._directory.create_file(self.key.version_id)
             self._created = True
-        while data:
-            data = data[os.write(self._fd, data) :]
+        write_fully(self._fd, data, self._directory.make_room)
 
 
 class ObjectReader:
@@ -177,6 +179,11 @@ class ObjectReader:
             self._fd = self._directory.open_file(self._sealed.key.version_id)
         except FileNotFoundError:
             raise self._damaged("is missing") from None
+        size_bytes = os.fstat(self._fd).st_size
+        expected_bytes = sealed_size(self._sealed.stored_size_bytes)
+        if size_bytes != expected_bytes:
+            self.close()
+            raise self._damaged(f"has {size_bytes} bytes instead of {expected_bytes}")
 
     def close(self) -> None:
         """Close the file; a closed reader opens it again by itself."""
@@ -207,18 +214,18 @@ class ObjectReader:
             os.pread(self._fd, count * SEALED_SEGMENT_SIZE_BYTES, _offset(slot))
 
     def verify(self) -> None:
-        """Check every tag, padding included, and the size. Raises CorruptImage."""
+        """Check the header, every tag, padding included, and the size. Raises CorruptImage, OSError."""
         if not self.runs:
             return
         self.open()
+        # What the page cache holds is no proof of what the disk does: after a write error it may differ.
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         out = memoryview(bytearray(SEGMENT_SIZE_BYTES))
         tag = b""
         for slot, index in enumerate(self._indices()):
             tag = self._open_slot(slot, index, out)
-        size_bytes = os.fstat(self._fd).st_size
-        expected = _offset(self._last_slot) + self._segment_size(self._last_slot) + TAG_SIZE_BYTES
-        if size_bytes != expected or tag != self._sealed.tag:
-            raise self._damaged(f"has {size_bytes} bytes instead of {expected}")
+        if tag != self._sealed.tag:
+            raise self._damaged("ends with another tag than the index has")
 
     def _indices(self) -> Iterator[int]:
         """Logical index of every slot; the padding goes on counting behind the last content segment."""
@@ -237,12 +244,18 @@ class ObjectReader:
     def _open_slot(self, slot: int, index: int, out: memoryview, *, nowait: bool = False) -> bytes:
         self.open()
         size_bytes = self._segment_size(slot)
-        sealed = self._directory.scratch[: size_bytes + TAG_SIZE_BYTES]
-        got = os.preadv(self._fd, [sealed], _offset(slot), os.RWF_NOWAIT if nowait else 0)
-        if got != len(sealed):
+        # The header is read with the first segment, so that checking it costs no read of its own.
+        header_bytes = HEADER_SIZE_BYTES if slot == 0 else 0
+        stored = self._directory.scratch[: header_bytes + size_bytes + TAG_SIZE_BYTES]
+        offset = _offset(slot) - header_bytes
+        got = _read_cached(self._fd, stored, offset) if nowait else os.preadv(self._fd, [stored], offset)
+        if got != len(stored):
             if nowait and got:
                 raise BlockingIOError
             raise self._damaged(f"ends too early, at segment {slot}")
+        sealed = stored[header_bytes:]
+        if header_bytes and stored[:header_bytes] != object_header(self._sealed.key.version_id):
+            raise self._damaged("has a damaged header")
         try:
             self._sealer.open_into(index, slot == self._last_slot, sealed, out[:size_bytes])
         except BrokenSeal:
@@ -267,6 +280,8 @@ class ObjectDirectory:
         # One buffer for all sealing: fresh allocations cost more than the cipher (page faults, measured).
         # Safe because the store's lock is held by whoever seals or opens, and no call leaves data in it.
         self.scratch = memoryview(bytearray(HEADER_SIZE_BYTES + _BATCH_SEGMENTS * SEALED_SEGMENT_SIZE_BYTES))
+        # What to do when the disk is full before giving up; the barrier can give back retired objects.
+        self.make_room: Callable[[], None] = _no_room
         self._folder = -1
         self._folder_fd = -1
 
@@ -312,13 +327,17 @@ class ObjectDirectory:
         if not version_ids:
             return
         if len(version_ids) >= SYNCFS_FROM_OBJECTS:
-            _syncfs(self._path)
+            self.sync_all()
             return
         for version_id in version_ids:
             _sync_path(self.path(version_id), os.fdatasync)
         for folder in {version_id // OBJECTS_PER_FOLDER for version_id in version_ids}:
             _sync_path(os.path.join(self._path, str(folder)), os.fsync)
         _sync_path(self._path, os.fsync)
+
+    def sync_all(self) -> None:
+        """Make every object and every name durable."""
+        _syncfs(self._path)
 
     def ids_from(self, version_id: int) -> Iterator[int]:
         """Ids of all objects on disk that are not below `version_id`, at a cost of the recent ones only."""
@@ -346,6 +365,23 @@ def slot_of(runs: Runs, index: int) -> int:
     if position < 0 or index >= runs[position][0] + runs[position][1]:
         return -1
     return sum(count for _, count in runs[:position]) + index - runs[position][0]
+
+
+def _read_cached(fd: int, out: memoryview, offset: int) -> int:
+    """Read what the page cache has; raises BlockingIOError where that is nothing.
+
+    File systems that cannot tell (tmpfs, some network ones) count as not having it.
+    """
+    try:
+        return os.preadv(fd, [out], offset, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise BlockingIOError from None
+
+
+def _no_room() -> None:
+    """Before a store is open, and where it is read-only, there is nothing to give back."""
 
 
 def _offset(slot: int) -> int:

@@ -17,7 +17,11 @@ def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
     """Recover after an unclean stop; returns one line for each decision that a person should know."""
     report: list[str] = []
     with index.transaction():
-        for version in index.saved_after(state.durable_token, state.object_floor):
+        recent = index.saved_after(state.durable_token, state.object_floor)
+        # The barrier that follows calls them durable. Synced before they are verified, so that what is
+        # verified is what the disk holds, not what the page cache still does.
+        objects.sync([version.version_id for version in recent if version.runs])
+        for version in recent:
             inode = index.inode(version.ino)
             if inode is None or inode.image_id is None or inode.version_id != version.version_id:
                 continue
@@ -46,6 +50,7 @@ def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Versi
     path = path_of(index, inode.ino)
     index.retire_version(lost.version_id, lost.token)
     for version in index.fallbacks(inode.ino):
+        objects.sync([version.version_id] if version.runs else [])
         if version.version_id != lost.version_id and _intact(objects, version, inode.image_id):
             index.reinstate_version(version.version_id)
             inode.version_id = version.version_id

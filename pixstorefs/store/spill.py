@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable
 
 from pixstorefs.errors import CorruptImage
+from pixstorefs.store.files import write_fully
 from pixstorefs.store.sealing import (
     IV_SIZE_BYTES,
     KEY_SIZE_BYTES,
@@ -27,7 +28,8 @@ _NO_VERSION = 0
 class Spill:
     """Encrypted segments of one draft, addressed by slot."""
 
-    def __init__(self, folder: str, random: Callable[[int], bytes]) -> None:
+    def __init__(self, folder: str, random: Callable[[int], bytes], make_room: Callable[[], None]) -> None:
+        self._make_room = make_room
         key = VersionKey(_NO_VERSION, random(KEY_SIZE_BYTES), random(IV_SIZE_BYTES))
         self._sealer = Sealer(key, b"spill", b"")
         self._sealed = memoryview(bytearray(SEALED_SEGMENT_SIZE_BYTES))
@@ -41,10 +43,8 @@ class Spill:
         slot = self._slots
         self._slots += 1
         self._sealer.seal_into(slot, False, segment, self._sealed)
-        data, offset = self._sealed, slot * SEALED_SEGMENT_SIZE_BYTES
-        while data:
-            written = os.pwrite(self._fd, data, offset)
-            data, offset = data[written:], offset + written
+        os.lseek(self._fd, slot * SEALED_SEGMENT_SIZE_BYTES, os.SEEK_SET)
+        write_fully(self._fd, self._sealed, self._make_room)
         return slot
 
     def get(self, slot: int, out: memoryview) -> None:

@@ -17,7 +17,7 @@ from pixstorefs.errors import CorruptImage, CorruptStore, ReadOnlyStore
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.barrier import Barrier
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.index import Index, State
+from pixstorefs.store.index import Index, State, log_size_bytes
 from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.objects import Content, ObjectDirectory, ObjectReader, reader_of
 from pixstorefs.store.ownership import Ownership
@@ -63,12 +63,15 @@ class Store:
         self.read_only = read_only
         self.lock = threading.RLock()
         self._random = random
+        self._closed = False
         # Images that have retired versions with keys, so that deleting others need not look for any.
         self._replaced: set[int] = set()
         self._ownership = None if read_only and not os.access(path, os.W_OK) else Ownership(path, mountpoint)
         self._objects = ObjectDirectory(path, store_id)
         try:
             immutable = self._ownership is None
+            if immutable and log_size_bytes(os.path.join(path, "index.db")):
+                raise _needs_recovery(path)  # the log, which tells so, cannot be read here
             self.index = Index(os.path.join(path, "index.db"), index_key, store_id, read_only=immutable)
             try:
                 self._start(immutable)
@@ -85,10 +88,7 @@ class Store:
         self.report: list[str] = []
         if not state.clean:
             if immutable:
-                raise CorruptStore(
-                    f"the store {self.path} was not closed cleanly and cannot be written: mount it once "
-                    "where it can be written, so that it recovers"
-                )
+                raise _needs_recovery(self.path)
             self.report = recover(self.index, self._objects, state)
         self.numbers = Numbers(state)
         self.allocator = Allocator(
@@ -102,6 +102,7 @@ class Store:
             self.index.put_state(self._state)
         self.index.sync_log()
         self._barrier = Barrier(self.lock, self._objects, self.index, self._mark, self._passed)
+        self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
 
     # Durability
@@ -114,11 +115,19 @@ class Store:
         if self._ownership:
             self._barrier.sync()
 
+    def make_room(self) -> None:
+        """On a full disk: unlink retired objects now. Blocks; call it off the event loop."""
+        if self._ownership:
+            self._barrier.make_room()
+
     def close(self) -> None:
-        """Make everything durable, note the clean stop and give the store free.
+        """Make everything durable, note the clean stop and give the store free. The second time: nothing.
 
         Raises OSError where the disk failed; the store is closed all the same and will recover.
         """
+        if self._closed:
+            return
+        self._closed = True
         try:
             if self._ownership:
                 self._barrier.stop()
@@ -137,7 +146,12 @@ class Store:
         return self.numbers.last_token, self.allocator.object_floor()
 
     def _passed(self, token: int, floor: int) -> None:
-        state = replace(self.numbers.bounded(self._state), durable_token=token, object_floor=floor)
+        state = replace(
+            self.numbers.bounded(self._state),
+            # make_room may have recorded a later barrier than the one that ends now.
+            durable_token=max(token, self._state.durable_token),
+            object_floor=max(floor, self._state.object_floor),
+        )
         with self.index.transaction():
             self.index.forget_retired(token)
             self.index.put_state(state)
@@ -145,11 +159,15 @@ class Store:
         if token == self.numbers.last_token:
             self._replaced.clear()
 
+    def require_writable(self) -> None:
+        """Raises ReadOnlyStore; for callers that would seal content before they find out."""
+        if self.read_only:
+            raise ReadOnlyStore("the store is open read-only: nothing was changed")
+
     @contextmanager
     def _change(self) -> Iterator[Index]:
         """One transaction of the index, under the lock; the barrier learns of it."""
-        if self.read_only:
-            raise ReadOnlyStore("the store is open read-only")
+        self.require_writable()
         with self.lock:
             with self.index.transaction():
                 yield self.index
@@ -252,8 +270,7 @@ class Store:
 
     def parent_of(self, ino: int) -> int:
         """The directory that holds a directory; the root's is the root."""
-        with self.lock:
-            entries = self.index.names(ino)
+        entries = self.names(ino)
         return entries[0].parent if entries else ino
 
     def has_entries(self, ino: int) -> bool:
@@ -265,6 +282,11 @@ class Store:
         """Where a symlink points."""
         with self.lock:
             return self.index.link_target(ino)
+
+    def names(self, ino: int) -> list[Entry]:
+        """All names of an inode."""
+        with self.lock:
+            return self.index.names(ino)
 
     def path_of(self, ino: int) -> str:
         """A path inside the mount, for messages."""
@@ -322,9 +344,9 @@ class Store:
                 raise FileNotFoundError(errno.ENOENT, "no such entry", name)
             entry, ino = found
             moved = self._existing(ino)
+            cookie = self._cookie_for(index, entry, new_parent, new_name)
             replaced = self._drop_name(index, new_parent, new_name, now_ns)
             index.delete_entry(parent, name)
-            cookie = entry.cookie if parent == new_parent else self.numbers.cookie()
             index.insert_entry(Entry(cookie, new_parent, new_name, entry.linked), ino)
             directory = int(stat.S_ISDIR(moved.mode))
             index.touch_directory(parent, now_ns, -directory)
@@ -334,6 +356,18 @@ class Store:
             if replaced is None or replaced.ino != ino:
                 index.update_inode(moved)
             return moved, replaced
+
+    def cookie_for(self, entry: Entry, new_parent: int, new_name: bytes) -> int:
+        """The cookie that an entry gets by a rename."""
+        with self.lock:
+            return self._cookie_for(self.index, entry, new_parent, new_name)
+
+    def _cookie_for(self, index: Index, entry: Entry, new_parent: int, new_name: bytes) -> int:
+        """A name that is replaced keeps its place: a listing under way would else show it twice."""
+        replaced = index.entry(new_parent, new_name)
+        if replaced is not None:
+            return replaced[0].cookie
+        return entry.cookie if entry.parent == new_parent else self.numbers.cookie()
 
     def exchange(self, parent: int, name: bytes, other_parent: int, other_name: bytes, now_ns: int) -> None:
         """Swap two names (RENAME_EXCHANGE)."""
@@ -407,6 +441,13 @@ class Store:
     def state(self) -> State:
         """The state row as last written, for reports."""
         return self._state
+
+
+def _needs_recovery(path: str) -> CorruptStore:
+    return CorruptStore(
+        f"the store {path} was not closed cleanly and cannot be written: mount it once where it can be "
+        "written, so that it recovers"
+    )
 
 
 def _version_of(inode: Inode, content: Content, token: int) -> Version:

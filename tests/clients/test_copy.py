@@ -30,7 +30,7 @@ def tar(source: Path, target: Path) -> None:
     require("tar")
     target.mkdir()
     pack = ["tar", "-C", source, "--xattrs", "--xattrs-include=*", "--sparse", "-cf", "-", "."]
-    unpack = ["tar", "-C", target, "--xattrs", "--xattrs-include=*", "--same-owner", "-xpf", "-"]
+    unpack = ["tar", "-C", target, "--xattrs", "--xattrs-include=*", "--warning=no-timestamp", "-xpf", "-"]
     line = f"set -o pipefail; {shlex.join(map(str, pack))} | {shlex.join(map(str, unpack))}"
     result = subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
@@ -95,25 +95,25 @@ def test_removing_a_copied_tree_leaves_nothing(mounted: Mount, made_tree: Path) 
 def test_holes_take_no_room(mounted: Mount, copy: Copier) -> None:
     source = mounted.directory / "source"
     source.mkdir()
-    pictures.sparse(source / "sparse", 400_000_000, {0: b"begin", 200_000_000: b"middle"})
+    pictures.sparse(source / "sparse", 100_000_000, {0: b"begin", 50_000_000: b"middle"})
     copy(source, mounted.mountpoint / "copied")
     mounted.remount()
     status = (mounted.mountpoint / "copied" / "sparse").stat()
-    assert status.st_size == 400_000_000
+    assert status.st_size == 100_000_000
     assert status.st_blocks * 512 < 1_000_000
     run("cmp", source / "sparse", mounted.mountpoint / "copied" / "sparse")
 
 
-def test_names_as_the_shell_sees_them(mounted: Mount, made_tree: Path) -> None:
-    """`find` and `ls` list the same, in both trees."""
+def test_find_sees_the_same(mounted: Mount, made_tree: Path) -> None:
+    """`find` tells the same of both trees."""
     cp(made_tree, mounted.mountpoint / "copied")
     mounted.remount()
-    for command in ("find . -print0 | LC_ALL=C sort -z", "ls -laRU --time-style=full-iso | wc -l"):
-        seen, expected = (
-            subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, check=True).stdout
-            for folder in (mounted.mountpoint / "copied", made_tree)
-        )
-        assert seen == expected
+    command = r"find . -printf '%P %y %m %U %G %n %T@ %l\0' | LC_ALL=C sort -z"
+    seen, expected = (
+        subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, check=True).stdout
+        for folder in (mounted.mountpoint / "copied", made_tree)
+    )
+    assert seen == expected
 
 
 def test_du_counts_hard_links_once(mounted: Mount) -> None:

@@ -1,0 +1,220 @@
+"""A disk that loses or changes one object costs that image and nothing else."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pictures
+import pytest
+from programs import run
+from support import Mount
+from trees import assert_same, describe
+
+NAME = "Größe — damaged.jpg"
+SEGMENT_SIZE_BYTES = 1 << 17
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit; a negative offset counts from the end."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def swap(path: Path, other: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+# How an object can be hurt; a keyword for the ids of the tests.
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "first byte of the first segment": lambda path: flip(path, SEGMENT_SIZE_BYTES // 2),
+    "last byte of the content": lambda path: flip(path, -17),
+    "last tag": lambda path: flip(path, -1),
+    "cut by one byte": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "cut to nothing": lambda path: os.truncate(path, 0),
+    "all zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "missing": lambda path: path.unlink(),
+}
+
+
+def objects(mount: Mount) -> set[Path]:
+    return {path for path in (mount.store / "objects").rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def victim(mounted: Mount) -> Path:
+    """The object of the one image that will be damaged, in an unmounted store with many others."""
+    pictures.make_tree(mounted.directory / "tree")
+    subprocess.run(["cp", "-a", mounted.directory / "tree", mounted.mountpoint / "tree"], check=True)
+    mounted.remount()
+    before = objects(mounted)
+    # Incompressible and shorter than its padding: one segment.
+    (mounted.mountpoint / NAME).write_bytes(pictures.jpeg(8, (500, 400)))
+    mounted.unmount()
+    [added] = objects(mounted) - before
+    return added
+
+
+def assert_eio(action: Callable[[], object]) -> None:
+    with pytest.raises(OSError) as caught:
+        action()
+    assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_only_the_damaged_image_is_lost(mounted: Mount, victim: Path, damage: str) -> None:
+    DAMAGES[damage](victim)
+    mounted.mount()
+    mounted.expect_log(NAME)
+    path = mounted.mountpoint / NAME
+
+    assert_eio(path.read_bytes)
+    complaints = [line for line in mounted.log_text().splitlines() if " ERROR " in line and NAME in line]
+    assert complaints, "no line in the log names the image"
+    assert "damaged" in complaints[0]
+    # Everything else is as it was, and whatever is known without the object is still told.
+    assert path.stat().st_size == len(pictures.jpeg(8, (500, 400)))
+    assert_same(mounted.mountpoint / "tree", mounted.directory / "tree")
+    copied = mounted.directory / "copied"
+    result = subprocess.run(
+        ["cp", "-a", mounted.mountpoint, copied], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "Input/output error" in result.stderr
+    assert_same(copied / "tree", mounted.directory / "tree")
+
+
+@pytest.mark.parametrize("damage", ["first byte of the first segment", "missing"])
+def test_a_damaged_image_can_be_moved_changed_and_deleted(mounted: Mount, victim: Path, damage: str) -> None:
+    DAMAGES[damage](victim)
+    mounted.mount()
+    mounted.expect_log(NAME)
+    mounted.expect_log("moved.jpg")
+    path, moved = mounted.mountpoint / NAME, mounted.mountpoint / "moved.jpg"
+    link = mounted.mountpoint / "link of moved.jpg"
+
+    path.rename(moved)
+    moved.chmod(0o600)
+    os.utime(moved, ns=(1, 2))
+    os.setxattr(moved, "user.note", b"restore me")
+    os.link(moved, link)
+    assert_eio(link.read_bytes)
+    # A change of a part needs the rest, which is lost; the change is refused and the image as bad as before.
+    with open(moved, "r+b", buffering=0) as file:
+        file.write(b"x")
+        assert_eio(lambda: os.fsync(file.fileno()))
+        assert_eio(lambda: os.close(os.dup(file.fileno())))
+    link.unlink()
+    mounted.remount()
+    assert_eio(moved.read_bytes)
+    assert os.getxattr(moved, "user.note") == b"restore me"
+
+    # A new content heals it.
+    moved.write_bytes(b"restored")
+    assert moved.read_bytes() == b"restored"
+    mounted.remount()
+    assert moved.read_bytes() == b"restored"
+    moved.unlink()
+    mounted.remount()
+    assert not moved.exists()
+    assert_same(mounted.mountpoint / "tree", mounted.directory / "tree")
+
+
+@pytest.mark.parametrize("damage", ["last tag", "missing"])
+def test_deleting_and_replacing_a_damaged_image(mounted: Mount, victim: Path, damage: str) -> None:
+    DAMAGES[damage](victim)
+    mounted.mount()
+    mounted.expect_log("was damaged before")
+    path, other = mounted.mountpoint / NAME, mounted.mountpoint / "other.jpg"
+    other.write_bytes(b"other")
+    other.rename(path)
+    assert path.read_bytes() == b"other"
+    path.unlink()
+    mounted.unmount()
+    assert victim not in objects(mounted)
+    mounted.mount()
+    assert [entry.name for entry in mounted.mountpoint.iterdir()] == ["tree"]
+
+
+def test_deleting_a_damaged_image_that_is_open(mounted: Mount, victim: Path) -> None:
+    DAMAGES["missing"](victim)
+    mounted.mount()
+    mounted.expect_log("damaged")
+    with open(mounted.mountpoint / NAME, "rb") as file:
+        (mounted.mountpoint / NAME).unlink()
+        assert_eio(file.read)
+    assert not (mounted.mountpoint / NAME).exists()
+    run("ls", "-la", mounted.mountpoint)
+
+
+def test_two_objects_swapped(mounted: Mount) -> None:
+    """Each is whole in itself, but neither belongs where it lies now."""
+    names = ["one.jpg", "two.jpg"]
+    for name in names:
+        (mounted.mountpoint / name).write_bytes(name.encode() * 1000)
+    mounted.unmount()
+    swap(*objects(mounted))
+    mounted.mount()
+    for name in names:
+        mounted.expect_log(name)
+        assert_eio((mounted.mountpoint / name).read_bytes)
+
+
+def test_an_old_version_put_back(mounted: Mount) -> None:
+    """Somebody who may write the store plays an earlier object into the place of the present one."""
+    path = mounted.mountpoint / "photo.jpg"
+    path.write_bytes(b"old" * 1000)
+    mounted.unmount()
+    [old] = objects(mounted)
+    kept = old.read_bytes()
+    mounted.mount()
+    path.write_bytes(b"new" * 1000)
+    mounted.unmount()
+    [new] = objects(mounted)
+    new.write_bytes(kept)
+    mounted.mount()
+    mounted.expect_log("photo.jpg")
+    assert_eio(path.read_bytes)
+
+
+def test_undamaged_segments_stay_readable(mounted: Mount) -> None:
+    """What matches its tag is given out: most of a large scan can be saved from a bad sector."""
+    content = os.urandom(20 * SEGMENT_SIZE_BYTES)
+    path = mounted.mountpoint / "scan.tiff"
+    path.write_bytes(content)
+    mounted.unmount()
+    [stored] = objects(mounted)
+    flip(stored, 10 * SEGMENT_SIZE_BYTES)
+    mounted.mount()
+    mounted.expect_log("scan.tiff")
+    damaged = []
+    with open(path, "rb", buffering=0) as file:
+        for segment in range(20):
+            try:
+                assert (
+                    os.pread(file.fileno(), 1 << 17, segment << 17)
+                    == content[segment << 17 : segment + 1 << 17]
+                )
+            except OSError as error:
+                damaged.append((segment, error.errno))
+    assert damaged == [(9, errno.EIO)]
+
+
+def test_damage_behind_a_running_mount(mounted: Mount) -> None:
+    """The object is lost while it is mounted: found out at the next open that needs the disk."""
+    mounted.mountpoint.joinpath("tree").mkdir()
+    path = mounted.mountpoint / "tree" / "photo.jpg"
+    path.write_bytes(pictures.jpeg(1))
+    mounted.remount()
+    [stored] = objects(mounted)
+    stored.unlink()
+    mounted.expect_log("tree/photo.jpg")
+    assert_eio(path.read_bytes)
+    (mounted.mountpoint / "tree" / "next.jpg").write_bytes(b"next")
+    path.unlink()
+    mounted.remount()
+    assert set(describe(mounted.mountpoint)) == {b"", b"tree", b"tree/next.jpg"}

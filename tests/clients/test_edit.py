@@ -1,0 +1,277 @@
+"""Editing photos where they lie: the same edit on the mount and on the disk gives the same bytes.
+
+Every edit runs twice, in both folders, with the same relative names; programs that put the time of day into
+their output are told not to.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pictures
+import pytest
+from PIL import Image
+from programs import require, run
+from support import Mount
+from trees import assert_same, describe
+
+Edit = Callable[[Path], None]
+
+# IFD0 of a photo from an older camera, none of it the time of the edit.
+_FIXED_TAGS = ["-Artist=Somebody Else", "-ModifyDate=2001:02:03 04:05:06", "-Keywords=Größe", "-Rating=4"]
+
+
+def names(folder: Path, *suffixes: str) -> list[str]:
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
+    assert found
+    return found
+
+
+def mogrify_resize(folder: Path) -> None:
+    """ImageMagick writes over the original."""
+    # It puts the file's times into PNG and TIFF otherwise, and its change time is nobody's to set.
+    without_dates = ["-define", "png:exclude-chunks=date,time", "+set", "date:create", "+set", "date:modify"]
+    for name in names(folder, ".jpg", ".jpeg", ".png", ".gif", ".webp"):
+        run("mogrify", *without_dates, "-resize", "61%", f"./{name}", cwd=folder)
+
+
+def mogrify_rotate_many(folder: Path) -> None:
+    """All photos in one process."""
+    run("mogrify", "-rotate", "90", *(f"./{name}" for name in names(folder, ".jpg", ".jpeg")), cwd=folder)
+
+
+def exiftool_overwrite(folder: Path) -> None:
+    """A temporary file renamed over the original."""
+    run("exiftool", "-q", "-overwrite_original", *_FIXED_TAGS, *exif_files(folder), cwd=folder)
+
+
+def exiftool_keep_original(folder: Path) -> None:
+    """The original is renamed to *_original."""
+    run("exiftool", "-q", *_FIXED_TAGS, *exif_files(folder), cwd=folder)
+    assert len(list(folder.glob("*_original"))) == len(exif_files(folder))
+
+
+def exiftool_in_place(folder: Path) -> None:
+    """The original is opened and its content replaced; links and xattrs stay."""
+    run("exiftool", "-q", "-P", "-overwrite_original_in_place", *_FIXED_TAGS, *exif_files(folder), cwd=folder)
+
+
+def exiftool_rename_by_date(folder: Path) -> None:
+    """Photos are renamed by the date in them, as importers do."""
+    pattern = "-filename<%-.3nc ${DateTimeOriginal}.%le"
+    run("exiftool", "-q", "-d", "%Y-%m-%d %H%M%S", pattern, *exif_files(folder), cwd=folder)
+
+
+def jpegoptim_lossy(folder: Path) -> None:
+    """A temporary file renamed over the original, with its times."""
+    jpegs = [f"./{name}" for name in names(folder, ".jpg", ".jpeg")]
+    run("jpegoptim", "--quiet", "--preserve", "--max=70", "--strip-all", *jpegs, cwd=folder)
+
+
+def jpegoptim_progressive(folder: Path) -> None:
+    """The same without quality loss."""
+    jpegs = [f"./{name}" for name in names(folder, ".jpg", ".jpeg")]
+    run("jpegoptim", "--quiet", "--force", "--all-progressive", *jpegs, cwd=folder)
+
+
+def pillow_rotate(folder: Path) -> None:
+    """Open, rotate, save over itself: the file is truncated while it is known."""
+    for name in names(folder, ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".ppm"):
+        with Image.open(folder / name) as image:
+            turned = image.transpose(Image.Transpose.ROTATE_270)
+        turned.save(folder / name)
+
+
+def pillow_append_a_page(folder: Path) -> None:
+    """Pillow reads and writes at many places of one open TIFF."""
+    name = "two pages.tiff"
+    with Image.open(folder / name) as image:
+        image.seek(1)
+        image.load()
+        page = image.rotate(180)
+    page.save(folder / name, append=True)
+
+
+def patch_bytes(folder: Path) -> None:
+    """dd changes some bytes in the middle, as repair tools do."""
+    for name in names(folder, ".jpg", ".bmp"):
+        run(
+            "dd",
+            f"of={name}",
+            "bs=1",
+            "seek=1000",
+            "conv=notrunc",
+            "status=none",
+            cwd=folder,
+            input_text="patched",
+        )
+
+
+def cut_and_append(folder: Path) -> None:
+    """truncate, then append."""
+    for name in names(folder, ".jpg", ".tiff"):
+        run("truncate", "-s", "-777", name, cwd=folder)
+        run(
+            "dd",
+            f"of={name}",
+            "oflag=append",
+            "conv=notrunc",
+            "status=none",
+            cwd=folder,
+            input_text="end" * 99,
+        )
+
+
+def sed_in_place(folder: Path) -> None:
+    """sed -i, the plain way to replace a file by rename."""
+    run("sed", "-i", "s/Imaginary/imaginary/g", *names(folder, ".jpg", ".tiff"), cwd=folder)
+
+
+EDITS = [
+    mogrify_resize,
+    mogrify_rotate_many,
+    exiftool_overwrite,
+    exiftool_keep_original,
+    exiftool_in_place,
+    exiftool_rename_by_date,
+    jpegoptim_lossy,
+    jpegoptim_progressive,
+    pillow_rotate,
+    pillow_append_a_page,
+    patch_bytes,
+    cut_and_append,
+    sed_in_place,
+]
+
+
+def exif_files(folder: Path) -> list[str]:
+    return [f"./{name}" for name in names(folder, ".jpg", ".jpeg")]
+
+
+@pytest.fixture
+def albums(mounted: Mount) -> Iterator[tuple[Mount, Path, Path]]:
+    """The same pictures on the mount and on the disk, last changed long ago."""
+    on_disk = mounted.directory / "album"
+    on_disk.mkdir()
+    for name, content in pictures.every_format().items():
+        (on_disk / name).write_bytes(content)
+    for seed, name in enumerate(("with two  spaces.jpg", "Größe — 写真.jpg", "-dash.jpg")):
+        (on_disk / name).write_bytes(pictures.jpeg(seed, (900, 1300)))
+    os.link(on_disk / "baseline.jpg", on_disk / "linked.jpg")
+    os.setxattr(on_disk / "baseline.jpg", "user.rating", b"5")
+    for path in [*on_disk.iterdir(), on_disk]:
+        os.utime(path, ns=(10**18, 10**18 + 123_456_789))
+    on_mount = mounted.mountpoint / "album"
+    run("cp", "-a", on_disk, on_mount)
+    yield mounted, on_mount, on_disk
+    # Whatever was edited, the store is whole: everything is readable in a fresh mount.
+    mounted.remount()
+    describe(mounted.mountpoint)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_same_result_as_on_the_disk(albums: tuple[Mount, Path, Path], edit: Edit) -> None:
+    mount, on_mount, on_disk = albums
+    before = describe(on_disk, times=False)
+    started_ns = time.time_ns()
+    edit(on_disk)
+    edit(on_mount)
+    ended_ns = time.time_ns()
+
+    wanted = describe(on_disk, times=False)
+    assert wanted != before, "the edit changed nothing"
+    assert_same(on_mount, wanted, times=False)
+    assert_times_agree(on_mount, on_disk, started_ns, ended_ns)
+    seen = describe(on_mount)
+    mount.remount()
+    assert_same(on_mount, seen)
+
+
+def assert_times_agree(on_mount: Path, on_disk: Path, started_ns: int, ended_ns: int) -> None:
+    """Times that the edit kept are equal on both sides; times that it made lie within the edit."""
+    # The kernel's clock for files ticks every few milliseconds.
+    earliest_ns = started_ns - 20_000_000
+    for name, node in describe(on_disk).items():
+        seen_ns = os.lstat(os.fsencode(on_mount) + b"/" + name).st_mtime_ns
+        if node.mtime_ns < earliest_ns:
+            assert seen_ns == node.mtime_ns, name
+        else:
+            assert earliest_ns <= seen_ns <= ended_ns, name
+
+
+@pytest.mark.parametrize("edit", [exiftool_overwrite, jpegoptim_progressive, pillow_rotate])
+def test_real_photos(mounted: Mount, corpus: Path, edit: Edit) -> None:
+    """Large ones from phones and small ones with every orientation."""
+    on_disk, on_mount = mounted.directory / "photos", mounted.mountpoint / "photos"
+    on_disk.mkdir()
+    sources = [
+        *sorted((corpus / "phones").glob("*.jpg"))[:3],
+        *sorted((corpus / "exif-orientation").glob("*.jpg")),
+    ]
+    assert sources, "the folder of real photos has other photos than these tests know"
+    for source in sources:
+        run("cp", "-p", source, on_disk / source.name)
+    run("cp", "-a", on_disk, on_mount)
+    edit(on_disk)
+    edit(on_mount)
+    assert_same(on_mount, on_disk, times=False)
+    mounted.remount()
+    assert_same(on_mount, on_disk, times=False)
+
+
+def test_editing_leaves_no_objects_behind(albums: tuple[Mount, Path, Path]) -> None:
+    """After a clean unmount there is one object for each picture, and none of a replaced version."""
+    mount, on_mount, _ = albums
+    for edit in (exiftool_overwrite, exiftool_in_place, jpegoptim_lossy, mogrify_rotate_many):
+        edit(on_mount)
+    images = {path.stat().st_ino for path in on_mount.iterdir()}
+    mount.unmount()
+    objects = [path for path in (mount.store / "objects").rglob("*") if path.is_file()]
+    assert len(objects) == len(images)
+    mount.mount()
+
+
+def test_an_edit_keeps_the_image_and_raises_its_token(mounted: Mount) -> None:
+    """In-place edits keep the image's id and give it a new version; nothing else about it changes hands."""
+    require("exiftool")
+    photo = mounted.mountpoint / "photo.jpg"
+    photo.write_bytes(pictures.jpeg(1))
+    image_id, token = (os.getxattr(photo, f"user.pixstore.{name}") for name in ("id", "token"))
+    exiftool_in_place(mounted.mountpoint)
+    assert os.getxattr(photo, "user.pixstore.id") == image_id
+    assert int(os.getxattr(photo, "user.pixstore.token")) > int(token)
+    assert os.getxattr(photo, "user.pixstore.format") == b"jpeg"
+    assert (os.getxattr(photo, "user.pixstore.width"), os.getxattr(photo, "user.pixstore.height")) == (
+        b"640",
+        b"480",
+    )
+
+
+def test_git_keeps_photos(mounted: Mount) -> None:
+    """git locks, renames, hard-links and maps; a local clone fails where links of a file show other sizes."""
+    require("git")
+    work, clone = mounted.mountpoint / "work", mounted.mountpoint / "clone"
+    work.mkdir()
+    for name, content in pictures.every_format().items():
+        (work / name).write_bytes(content)
+
+    def git(*arguments: str, cwd: Path) -> str:
+        identity = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main"]
+        return run("git", *identity, *arguments, cwd=cwd, quiet=False)
+
+    git("init", "-q", cwd=work)
+    git("add", ".", cwd=work)
+    git("commit", "-q", "-m", "photos", cwd=work)
+    git("clone", "-q", "--local", str(work), str(clone), cwd=mounted.mountpoint)
+    (clone / "baseline.jpg").write_bytes(pictures.jpeg(99))
+    git("commit", "-q", "-a", "-m", "edited", cwd=clone)
+    git("gc", "-q", cwd=clone)
+    mounted.remount()
+    assert git("status", "--porcelain", cwd=clone) == ""
+    assert git("status", "--porcelain", cwd=work) == ""
+    git("fsck", "--strict", cwd=clone)
+    git("pull", "-q", str(clone), "main", cwd=work)
+    for name in pictures.every_format():
+        assert (work / name).read_bytes() == (clone / name).read_bytes()
+    assert (work / "baseline.jpg").read_bytes() == pictures.jpeg(99)

@@ -1,0 +1,113 @@
+"""What the tests of the store share: images of any size, files that are none, looks into the directory."""
+
+import hashlib
+import random
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pixstorefs
+from pixstorefs.keys.secrets import create_keyfile, secret_from_keyfile
+from pixstorefs.store.draft import Draft
+from pixstorefs.store.images import ImageStore
+from pixstorefs.store.index import ROOT_INO
+from pixstorefs.store.opening import open_unlocked
+from pixstorefs.store.records import Entry, Inode
+from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES
+from pixstorefs.store.store import NewName, Store
+
+SEGMENT = SEGMENT_SIZE_BYTES
+SEALED = SEGMENT + 16
+HEADER = 16
+
+
+def image(size_bytes: int, seed: object = 0) -> bytes:
+    """Bytes that pass for a JPEG (3 of them at least), the same every time."""
+    return b"\xff\xd8\xff" + random.Random(repr(seed)).randbytes(size_bytes - 3)
+
+
+class Place:
+    """A store below a directory, opened with a keyfile (which costs no argon2id)."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "store"
+        self.keyfile = directory / "key"
+        create_keyfile(self.keyfile)
+
+    def open(self, **options: bool) -> ImageStore:
+        """The Python API."""
+        return pixstorefs.open_store(str(self.path), keyfile=str(self.keyfile), **options)
+
+    def open_store(self, path: Path | None = None) -> Store:
+        """The layer below: the store itself, at `path` if that is a copy of it."""
+        return open_unlocked(str(path or self.path), secret_from_keyfile(self.keyfile))
+
+    def objects(self) -> dict[int, Path]:
+        """All objects on disk by version id."""
+        return objects_of(self.path)
+
+
+def objects_of(store: Path) -> dict[int, Path]:
+    """All objects of the store at a path, by version id."""
+    return {int(path.name): path for path in (store / "objects").glob("*/*")}
+
+
+def save_file(
+    store: Store, name: str, fill: Callable[[Draft], None], *, mtime_ns: int = 1, parent: int = ROOT_INO
+) -> Inode:
+    """A new file with whatever `fill` writes into its draft, as a mount would save it."""
+    with store.lock:
+        ino = store.numbers.ino()
+        image_id = store.allocator.new_image_id(ino)
+        inode = Inode(ino, stat.S_IFREG | 0o644, 0, 0, 1, 0, 0, 0, mtime_ns, mtime_ns, mtime_ns, image_id)
+        draft = Draft(store.allocator, image_id)
+        try:
+            fill(draft)
+            entry = Entry(store.numbers.cookie(), parent, name.encode())
+            store.save(inode, draft, draft.seal_at_once(), NewName(entry, {}, mtime_ns))
+        finally:
+            draft.close()
+    return inode
+
+
+def replace_file(store: Store, name: str, content: bytes, *, mtime_ns: int = 2) -> Inode:
+    """A new version of a file in the root directory."""
+    with store.lock:
+        inode = store.lookup(ROOT_INO, name.encode())
+        assert inode is not None
+        assert inode.image_id is not None
+        draft = Draft(store.allocator, inode.image_id)
+        try:
+            draft.write(0, content)
+            inode.mtime_ns = mtime_ns
+            store.save(inode, draft, draft.seal_at_once())
+        finally:
+            draft.close()
+    return inode
+
+
+def content_of(store: Store, inode: Inode) -> bytes:
+    """The whole content of a file."""
+    reader = store.open_object(inode)
+    buffer = memoryview(bytearray(SEGMENT))
+    parts = []
+    try:
+        for start in range(0, inode.size_bytes, SEGMENT):
+            with store.lock:
+                reader.read_segment(start // SEGMENT, buffer)
+            parts.append(bytes(buffer[: inode.size_bytes - start]))
+    finally:
+        reader.close()
+    return b"".join(parts)
+
+
+def tree(store: Store) -> dict[str, bytes]:
+    """The content of every file in the root directory."""
+    entries = store.entries(ROOT_INO, 0, 10_000)
+    return {name.decode(): content_of(store, inode) for _, name, inode in entries if inode.image_id}
+
+
+def digests(store: Path) -> dict[str, str]:
+    """A digest of every file below a directory, to tell that nothing was touched."""
+    files = sorted(path for path in store.rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
