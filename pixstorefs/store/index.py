@@ -1,29 +1,20 @@
-"""The index: the only module that speaks SQL. Every change of a row goes through its methods.
-
-One connection does all the work, with synchronous=OFF: no statement on the caller's thread ever waits for
-the disk. Durability is the barrier's job: it syncs the write-ahead log (`sync_log`) and moves it into the
-database (`checkpoint`) from its own thread. A torn log ends, by its checksums, at an older consistent state.
-"""
+"""The index: names, attributes, versions and keys as rows. Every change of a row goes through its methods."""
 
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import apsw
 
-from pixstorefs.errors import CorruptStore, NewerFormat, NoSpace, PixstoreError, ReadOnlyStore
-from pixstorefs.store.files import sync_directory
+from pixstorefs.errors import CorruptStore, NewerFormat
+from pixstorefs.store.index_database import Database, connect, translated
 from pixstorefs.store.index_schema import APPLICATION_ID, FORMAT, SCHEMA
 from pixstorefs.store.records import Entry, Inode, Runs, Version
 
 ROOT_INO = 1
 FIRST_COOKIE = 3
-# Above this size the log is emptied even if that makes one writer wait for the disk.
-LOG_LIMIT_BYTES = 256 << 20
-_CHECKPOINT_FROM_BYTES = 8 << 20
 
 _INODE = (
     "ino, mode, uid, gid, nlink, size_bytes, stored_size_bytes, rdev, "
@@ -49,7 +40,7 @@ class State:
     clean: bool
 
 
-class Index:
+class Index(Database):
     """One open index. Not thread-safe: the store's lock is held around every call but `sync_log`."""
 
     def __init__(self, path: str, key: bytes, store_id: bytes, *, read_only: bool = False) -> None:
@@ -57,18 +48,12 @@ class Index:
 
         Raises CorruptStore (damaged, or of another store), NewerFormat, OSError.
         """
-        self._path = path
-        self._key = key
-        if not os.path.exists(path):
-            raise CorruptStore(f"{path} is missing: the store has lost its index")
-        self._db = _connect(path, key, read_only=read_only)
-        self._checkpointer: apsw.Connection | None = None
-        self._log_fd = -1
+        super().__init__(path, key, read_only=read_only)
         try:
             with translated(path):
                 self._verify(store_id)
         except BaseException:
-            self._db.close()
+            self.close()
             raise
 
     @staticmethod
@@ -77,7 +62,7 @@ class Index:
         # SQLite would make it readable for all, and gives its log the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         with translated(path):
-            db = _connect(path, key)
+            db = connect(path, key)
             db.execute("PRAGMA synchronous=FULL").fetchall()
             with db:
                 db.execute(f"PRAGMA application_id={APPLICATION_ID}")
@@ -85,50 +70,27 @@ class Index:
                 db.execute(SCHEMA)
                 state = (1, store_id, ROOT_INO + 1, FIRST_COOKIE, 1, 1, 0, 1, 1)
                 db.execute("INSERT INTO state VALUES (?,?,?,?,?,?,?,?,?)", state)
-                _insert_inode(db, root, root.ctime_ns, None)
+                _insert_inode(db.execute, root, root.ctime_ns, None)
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             db.close()
-
-    def close(self) -> None:
-        """Close without syncing anything."""
-        if self._log_fd >= 0:
-            os.close(self._log_fd)
-            self._log_fd = -1
-        if self._checkpointer:
-            self._checkpointer.close()
-            self._checkpointer = None
-        self._db.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All changes inside become one: all of them or, on any exception, none."""
-        with translated(self._path):
-            self._execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._execute("ROLLBACK")
-                raise
 
     # Numbers and the state row
 
     def state(self) -> State:
         """The state row as it is on disk."""
-        row = self._one(
+        row = self.one(
             "SELECT next_ino, next_cookie, next_version_id, next_token, durable_token, object_floor, clean "
             "FROM state"
         )
         if row is None:
-            raise CorruptStore(f"{self._path} has no state row")
+            raise CorruptStore(f"{self.path} has no state row")
         state = State(*row)
         state.clean = bool(state.clean)
         return state
 
     def put_state(self, state: State) -> None:
         """Replace the state row (inside a transaction)."""
-        self._execute(
+        self.execute(
             "UPDATE state SET next_ino=?, next_cookie=?, next_version_id=?, next_token=?, durable_token=?, "
             "object_floor=?, clean=?",
             (
@@ -146,26 +108,26 @@ class Index:
 
     def inode(self, ino: int) -> Inode | None:
         """The inode with this number."""
-        row = self._one(f"SELECT {_INODE} FROM inode WHERE ino=?", ino)
+        row = self.one(f"SELECT {_INODE} FROM inode WHERE ino=?", ino)
         return Inode(*row) if row else None
 
     def created_ns(self, ino: int) -> int:
         """When the inode was made."""
-        row = self._one("SELECT created_ns FROM inode WHERE ino=?", ino)
+        row = self.one("SELECT created_ns FROM inode WHERE ino=?", ino)
         return int(row[0]) if row else 0
 
     def link_target(self, ino: int) -> bytes | None:
         """Where a symlink points, None for everything else."""
-        row = self._one("SELECT target FROM inode WHERE ino=?", ino)
+        row = self.one("SELECT target FROM inode WHERE ino=?", ino)
         return row[0] if row else None
 
     def insert_inode(self, inode: Inode, created_ns: int, target: bytes | None = None) -> None:
         """Add an inode."""
-        _insert_inode(self._db, inode, created_ns, target)
+        _insert_inode(self.execute, inode, created_ns, target)
 
     def update_inode(self, inode: Inode) -> None:
         """Replace all columns of an inode that can change."""
-        self._execute(
+        self.execute(
             "UPDATE inode SET mode=?, uid=?, gid=?, nlink=?, size_bytes=?, stored_size_bytes=?, "
             "atime_ns=?, mtime_ns=?, ctime_ns=?, version_id=? WHERE ino=?",
             (
@@ -185,41 +147,36 @@ class Index:
 
     def touch_directory(self, ino: int, now_ns: int, links: int = 0) -> None:
         """Entries of a directory changed: its mtime and ctime, and its link count by `links`."""
-        self._execute(
+        self.execute(
             "UPDATE inode SET mtime_ns=?, ctime_ns=?, nlink=nlink+? WHERE ino=?", (now_ns, now_ns, links, ino)
         )
 
     def touch_inode(self, ino: int, now_ns: int) -> None:
         """Set the ctime of an inode."""
-        self._execute("UPDATE inode SET ctime_ns=? WHERE ino=?", (now_ns, ino))
+        self.execute("UPDATE inode SET ctime_ns=? WHERE ino=?", (now_ns, ino))
 
     def delete_inode(self, ino: int) -> None:
         """Remove an inode and its extended attributes."""
-        self._execute("DELETE FROM inode WHERE ino=?", (ino,))
-        self._execute("DELETE FROM xattr WHERE ino=?", (ino,))
-
-    def totals(self) -> tuple[int, int]:
-        """Number of inodes and bytes stored, for reports. Reads the whole table."""
-        row = self._one("SELECT count(*), total(stored_size_bytes) FROM inode")
-        return (int(row[0]), int(row[1])) if row else (0, 0)
+        self.execute("DELETE FROM inode WHERE ino=?", (ino,))
+        self.execute("DELETE FROM xattr WHERE ino=?", (ino,))
 
     # Entries
 
     def lookup(self, parent: int, name: bytes) -> Inode | None:
         """The inode that `name` in directory `parent` names."""
-        row = self._one(
+        row = self.one(
             f"SELECT {_INODE_OF} FROM entry JOIN inode USING (ino) WHERE parent=? AND name=?", parent, name
         )
         return Inode(*row) if row else None
 
     def entry(self, parent: int, name: bytes) -> tuple[Entry, int] | None:
         """The entry itself and the inode number it names."""
-        row = self._one("SELECT cookie, ino, linked FROM entry WHERE parent=? AND name=?", parent, name)
+        row = self.one("SELECT cookie, ino, linked FROM entry WHERE parent=? AND name=?", parent, name)
         return (Entry(row[0], parent, name, bool(row[2])), row[1]) if row else None
 
     def entries(self, parent: int, after_cookie: int, limit: int) -> list[tuple[int, bytes, Inode]]:
         """Up to `limit` entries behind `after_cookie`, in cookie order: (cookie, name, inode)."""
-        rows = self._execute(
+        rows = self.execute(
             f"SELECT cookie, name, {_INODE_OF} FROM entry CROSS JOIN inode USING (ino) "
             "WHERE parent=? AND cookie>? ORDER BY cookie LIMIT ?",
             (parent, after_cookie, limit),
@@ -228,7 +185,7 @@ class Index:
 
     def names(self, ino: int) -> list[Entry]:
         """All entries that name an inode."""
-        rows = self._execute(
+        rows = self.execute(
             "SELECT cookie, parent, name, linked FROM entry WHERE ino=?1 AND linked=1 UNION ALL "
             "SELECT cookie, parent, name, linked FROM entry WHERE ino=?1 AND linked=0 AND (parent, cookie)="
             "(SELECT home_parent, home_cookie FROM inode WHERE ino=?1)",
@@ -238,22 +195,22 @@ class Index:
 
     def has_entries(self, parent: int) -> bool:
         """Whether a directory has any entry."""
-        return self._one("SELECT 1 FROM entry WHERE parent=? LIMIT 1", parent) is not None
+        return self.one("SELECT 1 FROM entry WHERE parent=? LIMIT 1", parent) is not None
 
     def insert_entry(self, entry: Entry, ino: int) -> None:
         """Add a name."""
-        self._execute(
+        self.execute(
             "INSERT INTO entry (parent, cookie, name, ino, linked) VALUES (?,?,?,?,?)",
             (entry.parent, entry.cookie, entry.name, ino, int(entry.linked)),
         )
         if not entry.linked:
-            self._execute(
+            self.execute(
                 "UPDATE inode SET home_parent=?, home_cookie=? WHERE ino=?", (entry.parent, entry.cookie, ino)
             )
 
     def mark_linked(self, ino: int) -> None:
         """The inode gets a second name: from now on its names are found by the index of linked ones."""
-        self._execute(
+        self.execute(
             "UPDATE entry SET linked=1 WHERE (parent, cookie)="
             "(SELECT home_parent, home_cookie FROM inode WHERE ino=?1) AND ino=?1",
             (ino,),
@@ -261,18 +218,18 @@ class Index:
 
     def delete_entry(self, parent: int, name: bytes) -> None:
         """Remove a name."""
-        self._execute("DELETE FROM entry WHERE parent=? AND name=?", (parent, name))
+        self.execute("DELETE FROM entry WHERE parent=? AND name=?", (parent, name))
 
     # Versions
 
     def version(self, version_id: int) -> Version | None:
         """A version whose key was not destroyed."""
-        row = self._one(f"SELECT {_VERSION} FROM version WHERE version_id=? AND key IS NOT NULL", version_id)
+        row = self.one(f"SELECT {_VERSION} FROM version WHERE version_id=? AND key IS NOT NULL", version_id)
         return _version(row) if row else None
 
     def insert_version(self, version: Version) -> None:
         """Add a version."""
-        self._execute(
+        self.execute(
             f"INSERT INTO version ({_VERSION}) VALUES (?,?,?,?,?,?,?,?,?,?,?,NULL)",
             (
                 version.version_id,
@@ -291,33 +248,33 @@ class Index:
 
     def retire_version(self, version_id: int, token: int) -> None:
         """A save replaced this version: its key stays until the next barrier, to fall back to."""
-        self._execute("UPDATE version SET retired_by=? WHERE version_id=?", (token, version_id))
+        self.execute("UPDATE version SET retired_by=? WHERE version_id=?", (token, version_id))
 
     def destroy_version(self, version_id: int, token: int) -> None:
         """The image was deleted: the key of its version goes now, the object at the next barrier."""
-        self._execute("UPDATE version SET key=NULL, retired_by=? WHERE version_id=?", (token, version_id))
+        self.execute("UPDATE version SET key=NULL, retired_by=? WHERE version_id=?", (token, version_id))
 
     def destroy_retired(self, ino: int) -> None:
         """The same for the versions of an image that were retired since the last barrier."""
-        self._execute("UPDATE version SET key=NULL WHERE retired_by IS NOT NULL AND ino=?", (ino,))
+        self.execute("UPDATE version SET key=NULL WHERE retired_by IS NOT NULL AND ino=?", (ino,))
 
     def retired(self, up_to_token: int) -> list[int]:
         """Ids of versions that were retired by a token not above `up_to_token`."""
         return [
             row[0]
-            for row in self._execute("SELECT version_id FROM version WHERE retired_by<=?", (up_to_token,))
+            for row in self.execute("SELECT version_id FROM version WHERE retired_by<=?", (up_to_token,))
         ]
 
     def forget_retired(self, up_to_token: int) -> None:
         """Their objects are gone: so are the rows."""
-        self._execute("DELETE FROM version WHERE retired_by<=?", (up_to_token,))
+        self.execute("DELETE FROM version WHERE retired_by<=?", (up_to_token,))
 
     def saved_after(self, token: int, object_floor: int) -> list[Version]:
         """Current versions saved after the barrier that recorded `token` and `object_floor`, newest first.
 
         A version saved later was not saved then, so its id is not below the floor: no index by token needed.
         """
-        rows = self._execute(
+        rows = self.execute(
             f"SELECT {_VERSION} FROM version WHERE version_id>=? AND token>? AND retired_by IS NULL "
             "ORDER BY token DESC",
             (object_floor, token),
@@ -326,7 +283,7 @@ class Index:
 
     def fallbacks(self, ino: int) -> list[Version]:
         """Retired versions of an image that can still be opened, newest first."""
-        rows = self._execute(
+        rows = self.execute(
             f"SELECT {_VERSION} FROM version WHERE retired_by IS NOT NULL AND ino=? AND key IS NOT NULL "
             "ORDER BY token DESC",
             (ino,),
@@ -335,168 +292,52 @@ class Index:
 
     def reinstate_version(self, version_id: int) -> None:
         """A retired version is current again."""
-        self._execute("UPDATE version SET retired_by=NULL WHERE version_id=?", (version_id,))
+        self.execute("UPDATE version SET retired_by=NULL WHERE version_id=?", (version_id,))
 
     def known_objects(self, from_version_id: int) -> set[int]:
         """Ids of versions, retired ones too, that are not below `from_version_id`."""
         return {
             row[0]
-            for row in self._execute("SELECT version_id FROM version WHERE version_id>=?", (from_version_id,))
+            for row in self.execute("SELECT version_id FROM version WHERE version_id>=?", (from_version_id,))
         }
 
     # Extended attributes
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         """The value of one extended attribute."""
-        row = self._one("SELECT value FROM xattr WHERE ino=? AND name=?", ino, name)
+        row = self.one("SELECT value FROM xattr WHERE ino=? AND name=?", ino, name)
         return row[0] if row else None
 
     def xattr_names(self, ino: int) -> list[bytes]:
         """Names of all extended attributes of an inode."""
-        return [row[0] for row in self._execute("SELECT name FROM xattr WHERE ino=?", (ino,))]
+        return [row[0] for row in self.execute("SELECT name FROM xattr WHERE ino=?", (ino,))]
 
     def put_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set one extended attribute."""
-        self._execute("INSERT OR REPLACE INTO xattr VALUES (?,?,?)", (ino, name, value))
+        self.execute("INSERT OR REPLACE INTO xattr VALUES (?,?,?)", (ino, name, value))
 
     def delete_xattr(self, ino: int, name: bytes) -> None:
         """Remove one extended attribute."""
-        self._execute("DELETE FROM xattr WHERE ino=? AND name=?", (ino, name))
-
-    # Durability
-
-    def sync_log(self) -> None:
-        """Make every committed transaction durable. Called without the store's lock, from any thread."""
-        if self._log_fd < 0:
-            try:
-                # Only the log is opened: closing a second descriptor of index.db itself would drop
-                # SQLite's POSIX locks on it (fcntl(2)).
-                self._log_fd = os.open(self._path + "-wal", os.O_RDONLY)
-            except FileNotFoundError:
-                return
-            sync_directory(os.path.dirname(self._path))
-        os.fdatasync(self._log_fd)
-
-    def checkpoint_is_due(self) -> bool:
-        """Whether the log is large enough to be moved into the database."""
-        return log_size_bytes(self._path) >= _CHECKPOINT_FROM_BYTES
-
-    def checkpoint(self) -> bool:
-        """Copy the log into the database, synced, without blocking the writer. Called without the lock.
-
-        Returns whether all of it is copied, so that `empty_log` costs no disk wait.
-        """
-        with translated(self._path):
-            if self._checkpointer is None:
-                self._checkpointer = _connect(self._path, self._key)
-                self._checkpointer.execute("PRAGMA synchronous=FULL").fetchall()
-            frames, copied = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        return frames == copied
-
-    def empty_log(self, *, checkpointed: bool) -> None:
-        """Truncate the log after a complete checkpoint (with the lock held).
-
-        A log that new frames reached meanwhile stays, unless it is above LOG_LIMIT_BYTES.
-        """
-        if self._checkpointer is None:
-            return
-        if not checkpointed and log_size_bytes(self._path) < LOG_LIMIT_BYTES:
-            return
-        with translated(self._path):
-            self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-
-    def _execute(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Run a statement to its end: a damaged page may show at any row."""
-        try:
-            rows: list[tuple[Any, ...]] = self._db.execute(sql, bindings).fetchall()
-        except apsw.Error as error:
-            raise _translation(self._path, error) from error
-        return rows
-
-    def _one(self, sql: str, *bindings: Any) -> tuple[Any, ...] | None:
-        rows = self._execute(sql, bindings)
-        return rows[0] if rows else None
+        self.execute("DELETE FROM xattr WHERE ino=? AND name=?", (ino, name))
 
     def _verify(self, store_id: bytes) -> None:
-        application_id = self._db.pragma("application_id")
-        version = self._db.pragma("user_version")
+        application_id = self.pragma("application_id")
+        version = self.pragma("user_version")
         if application_id != APPLICATION_ID:
-            raise CorruptStore(f"{self._path} is not an index of pixstorefs")
+            raise CorruptStore(f"{self.path} is not an index of pixstorefs")
         if not isinstance(version, int) or version > FORMAT:
             raise NewerFormat(
-                f"{self._path} has format {version}, this pixstorefs knows {FORMAT}: install a newer one"
+                f"{self.path} has format {version}, this pixstorefs knows {FORMAT}: install a newer one"
             )
-        row = self._db.execute("SELECT store_id FROM state").fetchone()
+        row = self.one("SELECT store_id FROM state")
         if row is None or row[0] != store_id:
-            raise CorruptStore(f"{self._path} belongs to another store: put the right index.db back")
+            raise CorruptStore(f"{self.path} belongs to another store: put the right index.db back")
 
 
-def _connect(path: str, key: bytes, *, read_only: bool = False) -> apsw.Connection:
-    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-    name = path
-    if read_only:
-        # immutable: no log, no locks, no -shm file: works on read-only media.
-        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-        name = "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23") + "?immutable=1"
-    with translated(path):
-        db = apsw.Connection(name, flags=flags, statementcachesize=128)
-        try:
-            db.pragma("cipher", "aegis")
-            db.pragma("key", "raw:" + key.hex())
-            db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            for setting in ("trusted_schema=OFF", "secure_delete=ON", "cell_size_check=ON"):
-                db.execute(f"PRAGMA {setting}").fetchall()
-            if not read_only:
-                # One at a time, each to its end: APSW stops a list of statements at the first row.
-                for setting in (
-                    "journal_mode=WAL",
-                    "synchronous=OFF",
-                    "wal_autocheckpoint=0",
-                    "busy_timeout=10000",
-                ):
-                    db.execute(f"PRAGMA {setting}").fetchall()
-        except BaseException:
-            db.close()
-            raise
-    return db
-
-
-@contextmanager
-def translated(path: str) -> Iterator[None]:
-    """Turn SQLite's errors into ours: one class per reaction."""
-    try:
-        yield
-    except apsw.Error as error:
-        raise _translation(path, error) from error
-
-
-def _translation(path: str, error: apsw.Error) -> PixstoreError:
-    match error:
-        case apsw.FullError():
-            return NoSpace(f"the disk under {path} is full: {error}")
-        case apsw.ReadOnlyError():
-            return ReadOnlyStore(f"{path} cannot be written: {error}")
-        case apsw.NotADBError() | apsw.CorruptError():
-            return CorruptStore(
-                f"{path} is damaged, or was encrypted under another key ({error}). The images' objects are "
-                "untouched; do not write to the store, and put index.db back from a backup"
-            )
-        case apsw.IOError():
-            return CorruptStore(f"the disk failed under {path}: {error}")
-        case _:
-            return CorruptStore(f"{path}: {type(error).__name__}: {error}")
-
-
-def log_size_bytes(path: str) -> int:
-    """Length of the write-ahead log of the index at `path`, 0 where there is none."""
-    try:
-        return os.stat(path + "-wal").st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _insert_inode(db: apsw.Connection, inode: Inode, created_ns: int, target: bytes | None) -> None:
-    db.execute(
+def _insert_inode(
+    execute: Callable[..., object], inode: Inode, created_ns: int, target: bytes | None
+) -> None:
+    execute(
         f"INSERT INTO inode ({_INODE}, created_ns, target) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
         (
             inode.ino,

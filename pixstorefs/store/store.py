@@ -17,7 +17,8 @@ from pixstorefs.errors import CorruptImage, CorruptStore, ReadOnlyStore
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.barrier import Barrier
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.index import Index, State, log_size_bytes
+from pixstorefs.store.index import Index, State
+from pixstorefs.store.index_database import log_size_bytes
 from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.objects import Content, ObjectDirectory, ObjectReader, reader_of
 from pixstorefs.store.ownership import Ownership

@@ -43,7 +43,8 @@ def mogrify_rotate_many(folder: Path) -> None:
 
 def exiftool_overwrite(folder: Path) -> None:
     """A temporary file renamed over the original."""
-    run("exiftool", "-q", "-overwrite_original", *_FIXED_TAGS, *exif_files(folder), cwd=folder)
+    # Twice quiet: it warns of odd maker notes in real photos.
+    run("exiftool", "-q", "-q", "-overwrite_original", *_FIXED_TAGS, *exif_files(folder), cwd=folder)
 
 
 def exiftool_keep_original(folder: Path) -> None:
@@ -111,7 +112,7 @@ def patch_bytes(folder: Path) -> None:
 def cut_and_append(folder: Path) -> None:
     """truncate, then append."""
     for name in names(folder, ".jpg", ".tiff"):
-        run("truncate", "-s", "-777", name, cwd=folder)
+        run("truncate", "-s", "-777", "--", name, cwd=folder)
         run(
             "dd",
             f"of={name}",
@@ -125,7 +126,7 @@ def cut_and_append(folder: Path) -> None:
 
 def sed_in_place(folder: Path) -> None:
     """sed -i, the plain way to replace a file by rename."""
-    run("sed", "-i", "s/Imaginary/imaginary/g", *names(folder, ".jpg", ".tiff"), cwd=folder)
+    run("sed", "-i", "s/Imaginary/imaginary/g", "--", *names(folder, ".jpg", ".tiff"), cwd=folder)
 
 
 EDITS = [

@@ -1,0 +1,182 @@
+"""The database under the index: one encrypted SQLite file, and when what it holds is durable.
+
+One connection does all the work, with synchronous=OFF: no statement on the caller's thread ever waits for
+the disk. Durability is the barrier's job: it syncs the write-ahead log (`sync_log`) and moves it into the
+database (`checkpoint`) from its own thread. A torn log ends, by its checksums, at an older consistent state.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import apsw
+
+from pixstorefs.errors import CorruptStore, NoSpace, PixstoreError, ReadOnlyStore
+from pixstorefs.store.files import sync_directory
+
+# Above this size the log is emptied even if that makes one writer wait for the disk.
+LOG_LIMIT_BYTES = 256 << 20
+_CHECKPOINT_FROM_BYTES = 8 << 20
+
+
+class Database:
+    """An open database. Not thread-safe: the store's lock is held around every call but where it says so."""
+
+    def __init__(self, path: str, key: bytes, *, read_only: bool = False) -> None:
+        """Open an existing database. Raises CorruptStore, OSError."""
+        self.path = path
+        self._key = key
+        if not os.path.exists(path):
+            raise CorruptStore(f"{path} is missing: the store has lost its index")
+        self._db = connect(path, key, read_only=read_only)
+        self._checkpointer: apsw.Connection | None = None
+        self._log_fd = -1
+
+    def close(self) -> None:
+        """Close without syncing anything."""
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+        if self._checkpointer:
+            self._checkpointer.close()
+            self._checkpointer = None
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes inside become one: all of them or, on any exception, none."""
+        with translated(self.path):
+            self.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self.execute("ROLLBACK")
+                raise
+
+    def execute(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement to its end: a damaged page may show at any row."""
+        try:
+            rows: list[tuple[Any, ...]] = self._db.execute(sql, bindings).fetchall()
+        except apsw.Error as error:
+            raise _translation(self.path, error) from error
+        return rows
+
+    def one(self, sql: str, *bindings: Any) -> tuple[Any, ...] | None:
+        rows = self.execute(sql, bindings)
+        return rows[0] if rows else None
+
+    def pragma(self, name: str) -> object:
+        """The value of a setting."""
+        return self._db.pragma(name)
+
+    # Durability
+
+    def sync_log(self) -> None:
+        """Make every committed transaction durable. Called without the store's lock, from any thread."""
+        if self._log_fd < 0:
+            try:
+                # Only the log is opened: closing a second descriptor of index.db itself would drop
+                # SQLite's POSIX locks on it (fcntl(2)).
+                self._log_fd = os.open(self.path + "-wal", os.O_RDONLY)
+            except FileNotFoundError:
+                return
+            sync_directory(os.path.dirname(self.path))
+        os.fdatasync(self._log_fd)
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether the log is large enough to be moved into the database."""
+        return log_size_bytes(self.path) >= _CHECKPOINT_FROM_BYTES
+
+    def checkpoint(self) -> bool:
+        """Copy the log into the database, synced, without blocking the writer. Called without the lock.
+
+        Returns whether all of it is copied, so that `empty_log` costs no disk wait.
+        """
+        with translated(self.path):
+            if self._checkpointer is None:
+                self._checkpointer = connect(self.path, self._key)
+                self._checkpointer.execute("PRAGMA synchronous=FULL").fetchall()
+            frames, copied = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return frames == copied
+
+    def empty_log(self, *, checkpointed: bool) -> None:
+        """Truncate the log after a complete checkpoint (with the lock held).
+
+        A log that new frames reached meanwhile stays, unless it is above LOG_LIMIT_BYTES.
+        """
+        if self._checkpointer is None:
+            return
+        if not checkpointed and log_size_bytes(self.path) < LOG_LIMIT_BYTES:
+            return
+        with translated(self.path):
+            self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+
+def connect(path: str, key: bytes, *, read_only: bool = False) -> apsw.Connection:
+    """A connection with the index's settings. Raises CorruptStore, OSError."""
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    name = path
+    if read_only:
+        # immutable: no log, no locks, no -shm file: works on read-only media.
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        name = "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23") + "?immutable=1"
+    with translated(path):
+        db = apsw.Connection(name, flags=flags, statementcachesize=128)
+        try:
+            db.pragma("cipher", "aegis")
+            db.pragma("key", "raw:" + key.hex())
+            db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            # Closing the last connection would copy the log into the database unsynced, and delete it.
+            db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            for setting in ("trusted_schema=OFF", "secure_delete=ON", "cell_size_check=ON"):
+                db.execute(f"PRAGMA {setting}").fetchall()
+            if not read_only:
+                # One at a time, each to its end: APSW stops a list of statements at the first row.
+                for setting in (
+                    "journal_mode=WAL",
+                    "synchronous=OFF",
+                    "wal_autocheckpoint=0",
+                    "busy_timeout=10000",
+                ):
+                    db.execute(f"PRAGMA {setting}").fetchall()
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Turn SQLite's errors into ours: one class per reaction."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise _translation(path, error) from error
+
+
+def _translation(path: str, error: apsw.Error) -> PixstoreError:
+    match error:
+        case apsw.FullError():
+            return NoSpace(f"the disk under {path} is full: {error}")
+        case apsw.ReadOnlyError():
+            return ReadOnlyStore(f"{path} cannot be written: {error}")
+        case apsw.NotADBError() | apsw.CorruptError():
+            return CorruptStore(
+                f"{path} is damaged, or was encrypted under another key ({error}). The images' objects are "
+                "untouched; do not write to the store, and put index.db back from a backup"
+            )
+        case apsw.IOError():
+            return CorruptStore(f"the disk failed under {path}: {error}")
+        case _:
+            return CorruptStore(f"{path}: {type(error).__name__}: {error}")
+
+
+def log_size_bytes(path: str) -> int:
+    """Length of the write-ahead log of the index at `path`, 0 where there is none."""
+    try:
+        return os.stat(path + "-wal").st_size
+    except FileNotFoundError:
+        return 0
