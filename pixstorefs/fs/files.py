@@ -30,6 +30,8 @@ class Files:
         self._next_handle = 1
         # Inodes without a name that the kernel still knows, for stat(2) through what is open.
         self._gone: dict[int, Inode] = {}
+        # Their extended attributes, which the index drops with the last name.
+        self._gone_xattrs: dict[int, dict[bytes, bytes]] = {}
         # How often a draft of an inode was given up after the kernel had cached it.
         self._generations: dict[int, int] = {}
 
@@ -54,8 +56,17 @@ class Files:
         image = self._images.get(inode.ino)
         return inode.size_bytes if image is None else image.size_bytes
 
+    def unsaved_xattrs(self, ino: int) -> dict[bytes, bytes] | None:
+        """The extended attributes of an inode that the index does not have: pending, or without a name."""
+        image = self._images.get(ino)
+        if image is not None and image.pending is not None:
+            return image.pending.xattrs
+        return self._gone_xattrs.get(ino) if ino in self._gone else None
+
     def prepare_loss(self, ino: int) -> None:
-        """An inode is about to lose a name, maybe its last: keep open content readable."""
+        """An inode is about to lose a name, maybe its last: keep what is open of it readable."""
+        xattrs = self.unsaved_xattrs(ino)
+        self._gone_xattrs[ino] = self._store.xattrs(ino) if xattrs is None else xattrs
         image = self._images.get(ino)
         if image is not None:
             try:
@@ -78,6 +89,7 @@ class Files:
         """The kernel has let go of an inode."""
         if ino not in self._images:
             self._gone.pop(ino, None)
+            self._gone_xattrs.pop(ino, None)
 
     # Handles
 

@@ -150,6 +150,7 @@ class Namespace:
 
     def _unlink_pending(self, image: OpenImage) -> None:
         assert image.pending is not None
+        self._files.prepare_loss(image.inode.ino)
         self._pending.discard(image)
         self._pending.touch(image.pending.entry.parent, self._now_ns())
         image.pending = None

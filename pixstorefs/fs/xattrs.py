@@ -39,21 +39,16 @@ class Xattrs:
         if name.startswith(OWN_PREFIX):
             value = self._own(self._files.inode(ino), name[len(OWN_PREFIX) :])
         else:
-            image = self._files.image(ino)
-            if image is not None and image.pending is not None:
-                value = image.pending.xattrs.get(name)
-            else:
-                value = self._store.xattr(ino, name)
+            unsaved = self._files.unsaved_xattrs(ino)
+            value = self._store.xattr(ino, name) if unsaved is None else unsaved.get(name)
         if value is None:
             raise _error(errno.ENODATA)
         return value
 
     def names(self, ino: int) -> list[bytes]:
         """Names of the attributes that programs set."""
-        image = self._files.image(ino)
-        if image is not None and image.pending is not None:
-            return list(image.pending.xattrs)
-        return self._store.xattr_names(ino)
+        unsaved = self._files.unsaved_xattrs(ino)
+        return self._store.xattr_names(ino) if unsaved is None else list(unsaved)
 
     def put(self, ino: int, name: bytes, value: bytes) -> None:
         """Set an attribute. Raises EPERM for ours, EOPNOTSUPP, ERANGE, E2BIG."""
@@ -64,29 +59,27 @@ class Xattrs:
             raise _error(errno.ERANGE)
         if len(value) > VALUE_LIMIT_BYTES:
             raise _error(errno.E2BIG)
-        image = self._files.image(ino)
-        if image is not None and image.pending is not None:
-            image.pending.xattrs[name] = value
-            image.inode.ctime_ns = self._now_ns()
-            return
-        self._store.put_xattr(ino, name, value, self._touched(ino))
+        unsaved = self._files.unsaved_xattrs(ino)
+        changed_ns = self._touched(ino)
+        if unsaved is None:
+            self._store.put_xattr(ino, name, value, changed_ns)
+        else:
+            unsaved[name] = value
 
     def remove(self, ino: int, name: bytes) -> None:
         """Remove an attribute. Raises ENODATA, EOPNOTSUPP, EPERM for ours."""
         if name.startswith(OWN_PREFIX):
             raise _error(errno.EPERM)
         self.get(ino, name)
-        image = self._files.image(ino)
-        if image is not None and image.pending is not None:
-            del image.pending.xattrs[name]
-            image.inode.ctime_ns = self._now_ns()
-            return
-        self._store.delete_xattr(ino, name, self._touched(ino))
+        unsaved = self._files.unsaved_xattrs(ino)
+        changed_ns = self._touched(ino)
+        if unsaved is None:
+            self._store.delete_xattr(ino, name, changed_ns)
+        else:
+            del unsaved[name]
 
     def _touched(self, ino: int) -> int:
         inode = self._files.inode(ino)
-        if inode.nlink == 0:
-            raise _error(errno.ENOENT)
         inode.ctime_ns = self._now_ns()
         return inode.ctime_ns
 

@@ -308,6 +308,10 @@ class Index(Database):
         row = self.one("SELECT value FROM xattr WHERE ino=? AND name=?", ino, name)
         return row[0] if row else None
 
+    def xattrs(self, ino: int) -> dict[bytes, bytes]:
+        """All extended attributes of an inode."""
+        return dict(self.execute("SELECT name, value FROM xattr WHERE ino=?", (ino,)))
+
     def xattr_names(self, ino: int) -> list[bytes]:
         """Names of all extended attributes of an inode."""
         return [row[0] for row in self.execute("SELECT name FROM xattr WHERE ino=?", (ino,))]

@@ -17,7 +17,7 @@ from pixstorefs.errors import CorruptImage, CorruptStore, ReadOnlyStore
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.barrier import Barrier
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.index import Index, State
+from pixstorefs.store.index import Index
 from pixstorefs.store.index_database import log_size_bytes
 from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.objects import Content, ObjectDirectory, ObjectReader, reader_of
@@ -399,6 +399,11 @@ class Store:
         with self.lock:
             return self.index.xattr(ino, name)
 
+    def xattrs(self, ino: int) -> dict[bytes, bytes]:
+        """All extended attributes of an inode."""
+        with self.lock:
+            return self.index.xattrs(ino)
+
     def xattr_names(self, ino: int) -> list[bytes]:
         """Names of the extended attributes of an inode."""
         with self.lock:
@@ -438,10 +443,6 @@ class Store:
                 index.destroy_retired(inode.ino)
             index.delete_inode(inode.ino)
         return inode
-
-    def state(self) -> State:
-        """The state row as last written, for reports."""
-        return self._state
 
 
 def _needs_recovery(path: str) -> CorruptStore:
