@@ -10,7 +10,7 @@ import pictures
 import pytest
 from programs import TIMEOUT_S, require, run
 from support import Mount
-from trees import assert_same
+from trees import Tree, assert_same
 
 Copier = Callable[[Path, Path], None]
 
@@ -42,49 +42,49 @@ def tar(source: Path, target: Path) -> None:
 copiers = pytest.mark.parametrize("copy", [cp, rsync, tar])
 
 
-def copy_there_and_back(mount: Mount, copy: Copier, source: Path) -> None:
+def copy_there_and_back(mount: Mount, copy: Copier, source: Tree) -> None:
     inside = mount.mountpoint / "copied"
-    copy(source, inside)
-    assert_same(inside, source)
+    copy(source.path, inside)
+    assert_same(inside, source.nodes)
     mount.remount()
-    assert_same(inside, source)
+    assert_same(inside, source.nodes)
     back = mount.directory / "back"
     copy(inside, back)
-    assert_same(back, source)
+    assert_same(back, source.nodes)
 
 
 @copiers
-def test_made_tree(mounted: Mount, made_tree: Path, copy: Copier) -> None:
+def test_made_tree(mounted: Mount, made_tree: Tree, copy: Copier) -> None:
     copy_there_and_back(mounted, copy, made_tree)
 
 
 @copiers
-def test_real_photos(mounted: Mount, corpus: Path, copy: Copier) -> None:
+def test_real_photos(mounted: Mount, corpus: Tree, copy: Copier) -> None:
     copy_there_and_back(mounted, copy, corpus)
 
 
-def test_a_copy_inside_the_mount(mounted: Mount, made_tree: Path) -> None:
-    cp(made_tree, mounted.mountpoint / "first")
+def test_a_copy_inside_the_mount(mounted: Mount, made_tree: Tree) -> None:
+    cp(made_tree.path, mounted.mountpoint / "first")
     cp(mounted.mountpoint / "first", mounted.mountpoint / "second")
     mounted.remount()
-    assert_same(mounted.mountpoint / "second", made_tree)
+    assert_same(mounted.mountpoint / "second", made_tree.nodes)
 
 
-def test_moving_a_tree_in_and_out(mounted: Mount, made_tree: Path) -> None:
+def test_moving_a_tree_in_and_out(mounted: Mount, made_tree: Tree) -> None:
     """`mv` over file systems copies, then deletes: both sides have to be right."""
     outside = mounted.directory / "outside"
-    cp(made_tree, outside)
+    cp(made_tree.path, outside)
     run("mv", outside, mounted.mountpoint / "moved")
     assert not outside.exists()
     mounted.remount()
     run("mv", mounted.mountpoint / "moved", outside)
-    assert_same(outside, made_tree)
+    assert_same(outside, made_tree.nodes)
     assert list(mounted.mountpoint.iterdir()) == []
 
 
-def test_removing_a_copied_tree_leaves_nothing(mounted: Mount, made_tree: Path) -> None:
+def test_removing_a_copied_tree_leaves_nothing(mounted: Mount, made_tree: Tree) -> None:
     objects = mounted.store / "objects"
-    cp(made_tree, mounted.mountpoint / "copied")
+    cp(made_tree.path, mounted.mountpoint / "copied")
     run("rm", "-r", "--", mounted.mountpoint / "copied")
     assert list(mounted.mountpoint.iterdir()) == []
     mounted.unmount()
@@ -104,14 +104,14 @@ def test_holes_take_no_room(mounted: Mount, copy: Copier) -> None:
     run("cmp", source / "sparse", mounted.mountpoint / "copied" / "sparse")
 
 
-def test_find_sees_the_same(mounted: Mount, made_tree: Path) -> None:
+def test_find_sees_the_same(mounted: Mount, made_tree: Tree) -> None:
     """`find` tells the same of both trees."""
-    cp(made_tree, mounted.mountpoint / "copied")
+    cp(made_tree.path, mounted.mountpoint / "copied")
     mounted.remount()
     command = r"find . -printf '%P %y %m %U %G %n %T@ %l\0' | LC_ALL=C sort -z"
     seen, expected = (
         subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, check=True).stdout
-        for folder in (mounted.mountpoint / "copied", made_tree)
+        for folder in (mounted.mountpoint / "copied", made_tree.path)
     )
     assert seen == expected
 

@@ -48,7 +48,7 @@ def objects(mount: Mount) -> set[Path]:
 @pytest.fixture
 def victim(mounted: Mount) -> Path:
     """The object of the one image that will be damaged, in an unmounted store with many others."""
-    pictures.make_tree(mounted.directory / "tree")
+    pictures.make_album(mounted.directory / "tree")
     subprocess.run(["cp", "-a", mounted.directory / "tree", mounted.mountpoint / "tree"], check=True)
     mounted.remount()
     before = objects(mounted)

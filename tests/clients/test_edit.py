@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from programs import require, run
 from support import Mount
-from trees import assert_same, describe
+from trees import Tree, assert_same, describe
 
 Edit = Callable[[Path], None]
 
@@ -202,13 +202,13 @@ def assert_times_agree(on_mount: Path, on_disk: Path, started_ns: int, ended_ns:
 
 
 @pytest.mark.parametrize("edit", [exiftool_overwrite, jpegoptim_progressive, pillow_rotate])
-def test_real_photos(mounted: Mount, corpus: Path, edit: Edit) -> None:
+def test_real_photos(mounted: Mount, corpus: Tree, edit: Edit) -> None:
     """Large ones from phones and small ones with every orientation."""
     on_disk, on_mount = mounted.directory / "photos", mounted.mountpoint / "photos"
     on_disk.mkdir()
     sources = [
-        *sorted((corpus / "phones").glob("*.jpg"))[:3],
-        *sorted((corpus / "exif-orientation").glob("*.jpg")),
+        *sorted((corpus.path / "phones").glob("*.jpg"))[:3],
+        *sorted((corpus.path / "exif-orientation").glob("*.jpg")),
     ]
     assert sources, "the folder of real photos has other photos than these tests know"
     for source in sources:

@@ -5,6 +5,8 @@ import os
 import stat
 from collections import defaultdict
 from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
 
 _SHOWN_DIFFERENCES = 20
 
@@ -23,6 +25,18 @@ class Node:
     target: bytes | None
     xattrs: tuple[tuple[str, bytes], ...]
     names: tuple[bytes, ...]
+
+
+@dataclass
+class Tree:
+    """A directory that does not change, described once."""
+
+    path: Path
+
+    @cached_property
+    def nodes(self) -> dict[bytes, Node]:
+        """What `describe` says of it."""
+        return describe(self.path)
 
 
 def describe(root: str | os.PathLike[str], *, times: bool = True) -> dict[bytes, Node]:
