@@ -7,6 +7,7 @@ tests neither meet each other nor the person who runs them.
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,13 @@ def environment(home: Path) -> dict[str, str]:
     source = os.path.dirname(next(iter(pixstorefs.__path__)))
     result["PYTHONPATH"] = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
     return result
+
+
+def program(name: str) -> str:
+    """Where a program lies; the machine's own, whatever a test does to PATH."""
+    path = shutil.which(name)
+    assert path, f"{name} is missing"
+    return path
 
 
 def command(*arguments: str | os.PathLike[str]) -> list[str]:
@@ -60,13 +68,28 @@ class Mount:
         self.mountpoint = directory / "mount"
         self.env = environment(directory)
         self._expected: list[str] = []
+        self._prefix: list[str] = []
+
+    def without_privileges(self) -> None:
+        """Run commands as the owner of the test's files who may do nothing beyond, even if that is root.
+
+        In a new user namespace a process keeps its files and loses every capability outside.
+        """
+        self._prefix = [program("unshare"), "--user"]
+
+    def without_helper(self) -> None:
+        """The same where, in a mount namespace of its own, fusermount3 is not installed. Needs root."""
+        hide = "mount --bind /dev/null {0}"
+        helper = shutil.which("fusermount3")
+        script = f'{hide.format(helper) if helper else ":"} && exec {program("unshare")} --user "$@"'
+        self._prefix = [program("unshare"), "--mount", "sh", "-c", script, "sh"]
 
     def run(
         self, *arguments: str | os.PathLike[str], env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run `pixstorefs ...` without a terminal; never raises for its exit status."""
         return subprocess.run(
-            command(*arguments),
+            self._prefix + command(*arguments),
             env=self.env | (env or {}),
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pictures
 import pytest
-from fs.conftest import mounted as mounted
-from fs.conftest import unmounted as unmounted
 from trees import Tree
 
 _CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"

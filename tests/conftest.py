@@ -1,4 +1,4 @@
-"""Tests of this folder run on real mounts."""
+"""Fixtures for every level that mounts for real."""
 
 import os
 from collections.abc import Iterator
