@@ -8,7 +8,7 @@ requests that come while one runs share the next (group commit).
 
 import logging
 import threading
-from collections.abc import Callable
+from typing import Protocol
 
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.store.index import Index
@@ -19,23 +19,33 @@ log = logging.getLogger(__name__)
 INTERVAL_S = 1.0
 
 
+class Ledger(Protocol):
+    """What barrier and store have to know from each other; called with the lock held."""
+
+    def barrier_mark(self) -> tuple[int, int]:
+        """What a barrier that begins now covers: the newest token and the object floor."""
+
+    def barrier_retired(self, token: int) -> list[int]:
+        """Ids of versions that nobody needs once everything up to `token` is durable."""
+
+    def barrier_passed(self, token: int, floor: int) -> None:
+        """Everything up to `token` is durable, and what was retired is unlinked."""
+
+
 class Barrier:
-    """Makes a store durable. `lock` is the store's; `mark` tells, under it, what a barrier covers."""
+    """Makes a store durable. `lock` is the store's."""
 
     def __init__(
         self,
         lock: "threading.RLock | threading._RLock",
         objects: ObjectDirectory,
         index: Index,
-        mark: Callable[[], tuple[int, int]],
-        passed: Callable[[int, int], None],
+        store: Ledger,
     ) -> None:
-        """`mark()` gives (newest token, object floor); `passed(token, floor)` records them in the index."""
         self._lock = lock
         self._objects = objects
         self._index = index
-        self._mark = mark
-        self._passed = passed
+        self._store = store
         self._unsynced: list[int] = []
         self._group = threading.Condition()
         self._requested = 0
@@ -97,7 +107,7 @@ class Barrier:
         with self._lock:
             if self._failure is not None:
                 return
-            token, floor = self._mark()
+            token, floor = self._store.barrier_mark()
             self._objects.sync_all()
             self._index.sync_log()
             self._tidy(token, floor)
@@ -116,7 +126,7 @@ class Barrier:
         with self._lock:
             self._dirty.clear()
             objects, self._unsynced = self._unsynced, []
-            token, floor = self._mark()
+            token, floor = self._store.barrier_mark()
         self._objects.sync(objects)
         self._index.sync_log()
         self._tidy(token, floor)
@@ -130,10 +140,10 @@ class Barrier:
 
     def _forget_retired(self, token: int, floor: int) -> None:
         with self._lock:
-            retired = self._index.retired(token)
+            retired = self._store.barrier_retired(token)
         self._objects.unlink(retired)
         with self._lock:
-            self._passed(token, floor)
+            self._store.barrier_passed(token, floor)
         if self._index.checkpoint_is_due():
             checkpointed = self._index.checkpoint()
             with self._lock:

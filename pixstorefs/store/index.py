@@ -301,6 +301,28 @@ class Index(Database):
             for row in self.execute("SELECT version_id FROM version WHERE version_id>=?", (from_version_id,))
         }
 
+    # Displaced images
+
+    def insert_displaced(self, token: int, parent: int, name: bytes, old_ino: int, new_ino: int) -> None:
+        """A name went from one file to another."""
+        self.execute("INSERT INTO displaced VALUES (?,?,?,?,?)", (token, parent, name, old_ino, new_ino))
+
+    def displaced(self, up_to_token: int) -> list[tuple[int, int]]:
+        """Files that lost a name until `up_to_token`: (token, inode number)."""
+        rows = self.execute("SELECT token, old_ino FROM displaced WHERE token<=?", (up_to_token,))
+        return [(row[0], row[1]) for row in rows]
+
+    def displaced_by(self, new_ino: int) -> list[tuple[int, bytes, int]]:
+        """Names a file took from others, the newest first: (directory, name, inode number of the other)."""
+        rows = self.execute(
+            "SELECT parent, name, old_ino FROM displaced WHERE new_ino=? ORDER BY token DESC", (new_ino,)
+        )
+        return [(row[0], row[1], row[2]) for row in rows]
+
+    def forget_displaced(self, up_to_token: int) -> None:
+        """They are settled."""
+        self.execute("DELETE FROM displaced WHERE token<=?", (up_to_token,))
+
     # Extended attributes
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:

@@ -77,6 +77,17 @@ CREATE TABLE version (
     retired_by        INTEGER            -- token of the save or delete that replaced it; NULL: current
 ) STRICT;
 CREATE INDEX version_retired ON version (retired_by) WHERE retired_by IS NOT NULL;
+CREATE INDEX version_retired_of ON version (ino) WHERE retired_by IS NOT NULL;
+
+-- One row for every name that went from a file to another one whose content may not be durable yet. Until the
+-- barrier that makes it so, the file that lost its name keeps inode and key (its nlink may be 0).
+CREATE TABLE displaced (
+    token   INTEGER PRIMARY KEY,  -- of the change
+    parent  INTEGER NOT NULL,     -- the name: directory
+    name    BLOB    NOT NULL,
+    old_ino INTEGER NOT NULL,     -- who had it
+    new_ino INTEGER NOT NULL      -- who has it since
+) STRICT;
 
 -- Extended attributes, as setxattr(2) brought them.
 CREATE TABLE xattr (

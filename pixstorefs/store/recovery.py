@@ -2,12 +2,14 @@
 
 Everything up to `durable_token` is behind a barrier and needs no look. Of what was saved later, power loss
 may have kept the row but not the object: each such version is verified by its tags, and one that is damaged
-falls back to the version it replaced, whose object no barrier has removed yet; an image that had none leaves
-the tree. Objects without a row (drafts that were never saved) are swept. Recovery changes the index in one
-transaction and may itself be killed at any point: it then starts anew from the same facts.
+falls back to the version it replaced, whose object no barrier has removed yet; an image that had none gives
+its name back to the image it displaced; one that had neither leaves the tree. Objects without a row (drafts
+that were never saved) are swept. Recovery changes the index in one transaction and may itself be killed at
+any point: it then starts anew from the same facts.
 """
 
 from pixstorefs.errors import CorruptImage
+from pixstorefs.store.displaced import erase, restore, settle
 from pixstorefs.store.index import Index, State
 from pixstorefs.store.objects import ObjectDirectory, reader_of
 from pixstorefs.store.records import Inode, Version
@@ -25,8 +27,11 @@ def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
             inode = index.inode(version.ino)
             if inode is None or inode.image_id is None or inode.version_id != version.version_id:
                 continue
+            if inode.nlink == 0:
+                continue  # displaced: looked at if what displaced it is lost
             if not _intact(objects, version, inode.image_id):
                 report.append(_fall_back(index, objects, inode, version))
+        settle(index, state.next_token)
         orphans = set(objects.ids_from(state.object_floor)) - index.known_objects(state.object_floor)
     objects.unlink(orphans)
     if orphans:
@@ -45,13 +50,19 @@ def _intact(objects: ObjectDirectory, version: Version, image_id: bytes) -> bool
     return True
 
 
-def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Version) -> str:
+def _on_disk(objects: ObjectDirectory, version: Version, inode: Inode) -> bool:
+    """Whether a version that is to come back is intact, and durable from now on."""
     assert inode.image_id is not None
+    if version.runs:
+        objects.sync([version.version_id])
+    return _intact(objects, version, inode.image_id)
+
+
+def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Version) -> str:
     path = path_of(index, inode.ino)
     index.retire_version(lost.version_id, lost.token)
     for version in index.fallbacks(inode.ino):
-        objects.sync([version.version_id] if version.runs else [])
-        if version.version_id != lost.version_id and _intact(objects, version, inode.image_id):
+        if version.version_id != lost.version_id and _on_disk(objects, version, inode):
             index.reinstate_version(version.version_id)
             inode.version_id = version.version_id
             inode.size_bytes = version.size_bytes
@@ -59,11 +70,15 @@ def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Versi
             inode.mtime_ns = version.mtime_ns
             index.update_inode(inode)
             return f"{path}: the last save did not reach the disk; the version before it is back"
-    for entry in index.names(inode.ino):
+    names = index.names(inode.ino)
+    for entry in names:
         index.delete_entry(entry.parent, entry.name)
-    index.destroy_version(lost.version_id, lost.token)
-    index.destroy_retired(inode.ino)
-    index.delete_inode(inode.ino)
+    restored = restore(
+        index, inode.ino, lambda version, old: _on_disk(objects, version, old), names[0].cookie
+    )
+    erase(index, inode, lost.token)
+    if restored:
+        return f"{path}: what replaced it did not reach the disk; the image before it is back"
     return f"{path}: it was new and its content did not reach the disk; it is gone"
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pixstorefs.errors import CorruptImage, CorruptStore, ReadOnlyStore
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.barrier import Barrier
+from pixstorefs.store.displaced import erase, settle
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.index import Index
 from pixstorefs.store.index_database import log_size_bytes
@@ -65,8 +66,6 @@ class Store:
         self.lock = threading.RLock()
         self._random = random
         self._closed = False
-        # Images that have retired versions with keys, so that deleting others need not look for any.
-        self._replaced: set[int] = set()
         self._ownership = None if read_only and not os.access(path, os.W_OK) else Ownership(path, mountpoint)
         self._objects = ObjectDirectory(path, store_id)
         try:
@@ -102,7 +101,7 @@ class Store:
         with self.index.transaction():
             self.index.put_state(self._state)
         self.index.sync_log()
-        self._barrier = Barrier(self.lock, self._objects, self.index, self._mark, self._passed)
+        self._barrier = Barrier(self.lock, self._objects, self.index, self)
         self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
 
@@ -143,10 +142,19 @@ class Store:
             if self._ownership:
                 self._ownership.release()
 
-    def _mark(self) -> tuple[int, int]:
+    def barrier_mark(self) -> tuple[int, int]:
+        """What a barrier that begins now covers: newest token and object floor. With the lock held."""
         return self.numbers.last_token, self.allocator.object_floor()
 
-    def _passed(self, token: int, floor: int) -> None:
+    def barrier_retired(self, token: int) -> list[int]:
+        """Ids of versions that nobody needs once everything up to `token` is durable. With the lock held."""
+        if self.index.displaced(token):
+            with self.index.transaction():
+                settle(self.index, token)
+        return self.index.retired(token)
+
+    def barrier_passed(self, token: int, floor: int) -> None:
+        """Everything up to `token` is durable, and what was retired is unlinked. With the lock held."""
         state = replace(
             self.numbers.bounded(self._state),
             # make_room may have recorded a later barrier than the one that ends now.
@@ -157,8 +165,6 @@ class Store:
             self.index.forget_retired(token)
             self.index.put_state(state)
         self._state = state
-        if token == self.numbers.last_token:
-            self._replaced.clear()
 
     def require_writable(self) -> None:
         """Raises ReadOnlyStore; for callers that would seal content before they find out."""
@@ -211,7 +217,6 @@ class Store:
             token = self.numbers.token()
             if old.version_id is not None:
                 index.retire_version(old.version_id, token)
-                self._replaced.add(old.ino)
             index.insert_version(_version_of(saved, content, token))
             if new is None:
                 index.update_inode(saved)
@@ -220,7 +225,7 @@ class Store:
             return token
 
     def _insert_named(self, index: Index, inode: Inode, new: NewName) -> None:
-        self._drop_name(index, new.entry.parent, new.entry.name, inode.ctime_ns)
+        self._drop_name(index, new.entry.parent, new.entry.name, inode.ctime_ns, by=inode)
         index.insert_inode(inode, inode.ctime_ns)
         index.insert_entry(new.entry, inode.ino)
         for name, value in new.xattrs.items():
@@ -250,9 +255,10 @@ class Store:
             return self.index.lookup(parent, name)
 
     def inode(self, ino: int) -> Inode | None:
-        """The inode with this number."""
+        """The inode with this number, if it has a name."""
         with self.lock:
-            return self.index.inode(ino)
+            inode = self.index.inode(ino)
+        return inode if inode is not None and inode.nlink > 0 else None
 
     def inode_of_image(self, image_id: bytes) -> Inode | None:
         """The inode of an image."""
@@ -346,7 +352,7 @@ class Store:
             entry, ino = found
             moved = self._existing(ino)
             cookie = self._cookie_for(index, entry, new_parent, new_name)
-            replaced = self._drop_name(index, new_parent, new_name, now_ns)
+            replaced = self._drop_name(index, new_parent, new_name, now_ns, by=moved)
             index.delete_entry(parent, name)
             index.insert_entry(Entry(cookie, new_parent, new_name, entry.linked), ino)
             directory = int(stat.S_ISDIR(moved.mode))
@@ -427,22 +433,29 @@ class Store:
             raise FileNotFoundError(errno.ENOENT, "no such inode", str(ino))
         return inode
 
-    def _drop_name(self, index: Index, parent: int, name: bytes, now_ns: int) -> Inode | None:
+    def _drop_name(
+        self, index: Index, parent: int, name: bytes, now_ns: int, by: Inode | None = None
+    ) -> Inode | None:
+        """Take a name away; the inode goes with its last one, unless what replaces it may yet be lost."""
         inode = index.lookup(parent, name)
         if inode is None:
             return None
         index.delete_entry(parent, name)
         inode.nlink -= 2 if stat.S_ISDIR(inode.mode) else 1
         inode.ctime_ns = now_ns
-        if inode.nlink > 0:
+        token = self.numbers.token()
+        displaced = by is not None and inode.image_id is not None and self._may_be_lost(index, by)
+        if displaced and by is not None:
+            index.insert_displaced(token, parent, name, inode.ino, by.ino)
+        if displaced or inode.nlink > 0:
             index.update_inode(inode)
         else:
-            if inode.version_id is not None:
-                index.destroy_version(inode.version_id, self.numbers.token())
-            if inode.ino in self._replaced:
-                index.destroy_retired(inode.ino)
-            index.delete_inode(inode.ino)
+            erase(index, inode, token)
         return inode
+
+    def _may_be_lost(self, index: Index, inode: Inode) -> bool:
+        version = index.version(inode.version_id) if inode.version_id is not None else None
+        return version is not None and bool(version.runs) and version.token > self._state.durable_token
 
 
 def _needs_recovery(path: str) -> CorruptStore:

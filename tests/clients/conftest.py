@@ -1,13 +1,38 @@
 """Tests of this folder drive other people's programs on real mounts."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pictures
 import pytest
+from support import Mount
 from trees import Tree
 
 _CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """One mount for all tests of a module, each in a directory of its own. A test may remount it."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("this machine has no usable /dev/fuse")
+    mount = Mount(tmp_path_factory.mktemp("shared"))
+    try:
+        mount.mount()
+        yield mount
+    finally:
+        mount.close()
+    complaints = mount.complaints()
+    assert not complaints, "the daemon complained:\n" + "\n".join(complaints)
+
+
+@pytest.fixture
+def places(shared: Mount, tmp_path: Path) -> tuple[Path, Path]:
+    """A directory on the shared mount and one on the disk, both empty."""
+    inside = shared.mountpoint / tmp_path.name
+    inside.mkdir()
+    return inside, tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -45,18 +45,31 @@ def objects(mount: Mount) -> set[Path]:
     return {path for path in (mount.store / "objects").rglob("*") if path.is_file()}
 
 
+def copy_album(mount: Mount) -> None:
+    """Many images that are not to be damaged."""
+    pictures.make_album(mount.directory / "album")
+    subprocess.run(["cp", "-a", mount.directory / "album", mount.mountpoint / "album"], check=True)
+
+
+def assert_album_is_whole(mount: Mount) -> None:
+    assert_same(mount.mountpoint / "album", mount.directory / "album")
+
+
+def save(mount: Mount, name: str, content: bytes) -> Path:
+    """Write an image and return its object."""
+    before = objects(mount)
+    (mount.mountpoint / name).write_bytes(content)
+    [added] = objects(mount) - before
+    return added
+
+
 @pytest.fixture
 def victim(mounted: Mount) -> Path:
     """The object of the one image that will be damaged, in an unmounted store with many others."""
-    pictures.make_album(mounted.directory / "tree")
-    subprocess.run(["cp", "-a", mounted.directory / "tree", mounted.mountpoint / "tree"], check=True)
-    mounted.remount()
-    before = objects(mounted)
-    # Incompressible and shorter than its padding: one segment.
-    (mounted.mountpoint / NAME).write_bytes(pictures.jpeg(8, (500, 400)))
+    copy_album(mounted)
+    stored = save(mounted, NAME, pictures.jpeg(8, (500, 400)))
     mounted.unmount()
-    [added] = objects(mounted) - before
-    return added
+    return stored
 
 
 def assert_eio(action: Callable[[], object]) -> None:
@@ -65,27 +78,35 @@ def assert_eio(action: Callable[[], object]) -> None:
     assert caught.value.errno == errno.EIO
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_only_the_damaged_image_is_lost(mounted: Mount, victim: Path, damage: str) -> None:
-    DAMAGES[damage](victim)
+def test_only_the_damaged_images_are_lost(mounted: Mount) -> None:
+    """One image for each kind of damage, among others."""
+    copy_album(mounted)
+    stored = {
+        name: save(mounted, f"{name}.jpg", pictures.jpeg(number, (500, 400)))
+        for number, name in enumerate(DAMAGES)
+    }
+    mounted.unmount()
+    for name, damage in DAMAGES.items():
+        damage(stored[name])
     mounted.mount()
-    mounted.expect_log(NAME)
-    path = mounted.mountpoint / NAME
-
-    assert_eio(path.read_bytes)
-    complaints = [line for line in mounted.log_text().splitlines() if " ERROR " in line and NAME in line]
-    assert complaints, "no line in the log names the image"
-    assert "damaged" in complaints[0]
-    # Everything else is as it was, and whatever is known without the object is still told.
-    assert path.stat().st_size == len(pictures.jpeg(8, (500, 400)))
-    assert_same(mounted.mountpoint / "tree", mounted.directory / "tree")
+    for number, name in enumerate(DAMAGES):
+        path = mounted.mountpoint / f"{name}.jpg"
+        mounted.expect_log(path.name)
+        assert_eio(path.read_bytes)
+        complaints = [line for line in mounted.log_text().splitlines() if path.name in line]
+        assert complaints, "no line in the log names the image"
+        assert " ERROR " in complaints[0]
+        assert "damaged" in complaints[0]
+        # What is known without the object is still told.
+        assert path.stat().st_size == len(pictures.jpeg(number, (500, 400)))
+    assert_album_is_whole(mounted)
     copied = mounted.directory / "copied"
     result = subprocess.run(
         ["cp", "-a", mounted.mountpoint, copied], capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
-    assert "Input/output error" in result.stderr
-    assert_same(copied / "tree", mounted.directory / "tree")
+    assert result.stderr.count("Input/output error") == len(DAMAGES)
+    assert_same(copied / "album", mounted.directory / "album")
 
 
 @pytest.mark.parametrize("damage", ["a byte of the content", "missing"])
@@ -118,7 +139,7 @@ def test_a_damaged_image_can_be_moved_changed_and_deleted(mounted: Mount, victim
     moved.unlink()
     mounted.remount()
     assert not moved.exists()
-    assert_same(mounted.mountpoint / "tree", mounted.directory / "tree")
+    assert_album_is_whole(mounted)
 
 
 def patch(path: Path) -> None:
@@ -141,7 +162,7 @@ def test_deleting_and_replacing_a_damaged_image(mounted: Mount, victim: Path, da
     mounted.unmount()
     assert victim not in objects(mounted)
     mounted.mount()
-    assert [entry.name for entry in mounted.mountpoint.iterdir()] == ["tree"]
+    assert [entry.name for entry in mounted.mountpoint.iterdir()] == ["album"]
 
 
 def test_deleting_a_damaged_image_that_is_open(mounted: Mount, victim: Path) -> None:

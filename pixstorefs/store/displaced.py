@@ -1,0 +1,48 @@
+"""Displaced images: those whose name went to another one that no barrier has made durable yet.
+
+`write tmp; rename tmp photo` is how careful programs save. The rename may reach the disk and the content of
+tmp not; the photo it replaced must then come back. So a displaced image keeps its inode and its key, without
+a name, until the next barrier; then it is deleted like any other.
+"""
+
+from collections.abc import Callable
+
+from pixstorefs.store.index import Index
+from pixstorefs.store.records import Entry, Inode, Version
+
+
+def settle(index: Index, up_to_token: int) -> None:
+    """What displaced images until `up_to_token` is durable: delete them (inside a transaction)."""
+    for token, ino in index.displaced(up_to_token):
+        inode = index.inode(ino)
+        if inode is not None and inode.nlink == 0:
+            erase(index, inode, token)
+    index.forget_displaced(up_to_token)
+
+
+def erase(index: Index, inode: Inode, token: int) -> None:
+    """Delete an inode without names; its keys go now, its objects at the barrier."""
+    if inode.version_id is not None:
+        index.destroy_version(inode.version_id, token)
+        index.destroy_retired(inode.ino)
+    index.delete_inode(inode.ino)
+
+
+def restore(index: Index, lost_ino: int, intact: Callable[[Version, Inode], bool], cookie: int) -> bool:
+    """An image was lost: give its name back to the one it displaced, or to the one that did before it.
+
+    Returns whether there was one whose content is intact. `cookie` becomes that of the entry.
+    """
+    for parent, name, ino in index.displaced_by(lost_ino):
+        inode = index.inode(ino)
+        version = index.version(inode.version_id) if inode and inode.version_id is not None else None
+        if inode is None or version is None or index.entry(parent, name) or index.inode(parent) is None:
+            continue
+        if intact(version, inode):
+            inode.nlink += 1
+            index.update_inode(inode)
+            index.insert_entry(Entry(cookie, parent, name, linked=inode.nlink > 1), ino)
+            return True
+        if restore(index, ino, intact, cookie):
+            return True
+    return False
