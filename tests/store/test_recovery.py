@@ -285,7 +285,7 @@ def test_log_kept_and_all_new_objects_lost(store: Store, place: Place) -> None:
 
 
 def test_careful_save_without_fsync(store: Store, place: Place) -> None:
-    """Write to a new name, rename over, twice: if the content is lost, the image that was replaced is back."""
+    """Write to a new name, rename over, twice: if the content is lost, what was replaced is back."""
     with store.lock:
         before = objects_of(place.path)
         for number in range(2):
