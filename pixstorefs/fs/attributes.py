@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pixstorefs.store.records import Inode
 
 _BLOCK_SIZE_BYTES = 512
+_LATEST_NS = (1 << 63) - 1
 
 
 @dataclass(slots=True)
@@ -35,10 +36,15 @@ def apply(inode: Inode, changes: Changes, now_ns: int) -> None:
         if changes.mode is None:
             clear_set_id(inode)
     if changes.atime_ns is not None:
-        inode.atime_ns = changes.atime_ns
+        inode.atime_ns = _representable(changes.atime_ns)
     if changes.mtime_ns is not None:
-        inode.mtime_ns = changes.mtime_ns
-    inode.ctime_ns = now_ns if changes.ctime_ns is None else changes.ctime_ns
+        inode.mtime_ns = _representable(changes.mtime_ns)
+    inode.ctime_ns = now_ns if changes.ctime_ns is None else _representable(changes.ctime_ns)
+
+
+def _representable(time_ns: int) -> int:
+    """A time within what the index can hold (1677 to 2262): the nearest one, as Linux does on ext4."""
+    return max(-_LATEST_NS, min(time_ns, _LATEST_NS))
 
 
 def clear_set_id(inode: Inode) -> bool:

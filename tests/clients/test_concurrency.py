@@ -15,7 +15,7 @@ from trees import assert_same
 
 WORKERS = 8
 OPERATIONS = 150
-DURATION_S = 4.0
+DURATION_S = 3.0
 _DIGEST_SIZE_BYTES = 32
 
 

@@ -42,44 +42,44 @@ def tar(source: Path, target: Path) -> None:
 copiers = pytest.mark.parametrize("copy", [cp, rsync, tar])
 
 
-def copy_there_and_back(mount: Mount, copy: Copier, source: Tree) -> None:
-    inside = mount.mountpoint / "copied"
+def copy_there_and_back(mount: Mount, places: tuple[Path, Path], copy: Copier, source: Tree) -> None:
+    inside = places[0] / "copied"
     copy(source.path, inside)
     assert_same(inside, source.nodes)
     mount.remount()
     assert_same(inside, source.nodes)
-    back = mount.directory / "back"
+    back = places[1] / "back"
     copy(inside, back)
     assert_same(back, source.nodes)
 
 
 @copiers
-def test_made_tree(mounted: Mount, made_tree: Tree, copy: Copier) -> None:
-    copy_there_and_back(mounted, copy, made_tree)
+def test_made_tree(shared: Mount, places: tuple[Path, Path], made_tree: Tree, copy: Copier) -> None:
+    copy_there_and_back(shared, places, copy, made_tree)
 
 
 @copiers
-def test_real_photos(mounted: Mount, corpus: Tree, copy: Copier) -> None:
-    copy_there_and_back(mounted, copy, corpus)
+def test_real_photos(shared: Mount, places: tuple[Path, Path], corpus: Tree, copy: Copier) -> None:
+    copy_there_and_back(shared, places, copy, corpus)
 
 
-def test_a_copy_inside_the_mount(mounted: Mount, made_tree: Tree) -> None:
-    cp(made_tree.path, mounted.mountpoint / "first")
-    cp(mounted.mountpoint / "first", mounted.mountpoint / "second")
-    mounted.remount()
-    assert_same(mounted.mountpoint / "second", made_tree.nodes)
+def test_a_copy_inside_the_mount(shared: Mount, places: tuple[Path, Path], made_tree: Tree) -> None:
+    cp(made_tree.path, places[0] / "first")
+    cp(places[0] / "first", places[0] / "second")
+    shared.remount()
+    assert_same(places[0] / "second", made_tree.nodes)
 
 
-def test_moving_a_tree_in_and_out(mounted: Mount, made_tree: Tree) -> None:
+def test_moving_a_tree_in_and_out(shared: Mount, places: tuple[Path, Path], made_tree: Tree) -> None:
     """`mv` over file systems copies, then deletes: both sides have to be right."""
-    outside = mounted.directory / "outside"
+    outside = places[1] / "outside"
     cp(made_tree.path, outside)
-    run("mv", outside, mounted.mountpoint / "moved")
+    run("mv", outside, places[0] / "moved")
     assert not outside.exists()
-    mounted.remount()
-    run("mv", mounted.mountpoint / "moved", outside)
+    shared.remount()
+    run("mv", places[0] / "moved", outside)
     assert_same(outside, made_tree.nodes)
-    assert list(mounted.mountpoint.iterdir()) == []
+    assert list(places[0].iterdir()) == []
 
 
 def test_removing_a_copied_tree_leaves_nothing(mounted: Mount, made_tree: Tree) -> None:
@@ -92,33 +92,33 @@ def test_removing_a_copied_tree_leaves_nothing(mounted: Mount, made_tree: Tree) 
 
 
 @copiers
-def test_holes_take_no_room(mounted: Mount, copy: Copier) -> None:
-    source = mounted.directory / "source"
+def test_holes_take_no_room(shared: Mount, places: tuple[Path, Path], copy: Copier) -> None:
+    source = places[1] / "source"
     source.mkdir()
     pictures.sparse(source / "sparse", 100_000_000, {0: b"begin", 50_000_000: b"middle"})
-    copy(source, mounted.mountpoint / "copied")
-    mounted.remount()
-    status = (mounted.mountpoint / "copied" / "sparse").stat()
+    copy(source, places[0] / "copied")
+    shared.remount()
+    status = (places[0] / "copied" / "sparse").stat()
     assert status.st_size == 100_000_000
     assert status.st_blocks * 512 < 1_000_000
-    run("cmp", source / "sparse", mounted.mountpoint / "copied" / "sparse")
+    run("cmp", source / "sparse", places[0] / "copied" / "sparse")
 
 
-def test_find_sees_the_same(mounted: Mount, made_tree: Tree) -> None:
+def test_find_sees_the_same(shared: Mount, places: tuple[Path, Path], made_tree: Tree) -> None:
     """`find` tells the same of both trees."""
-    cp(made_tree.path, mounted.mountpoint / "copied")
-    mounted.remount()
+    cp(made_tree.path, places[0] / "copied")
+    shared.remount()
     command = r"find . -printf '%P %y %m %U %G %n %T@ %l\0' | LC_ALL=C sort -z"
     seen, expected = (
         subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, check=True).stdout
-        for folder in (mounted.mountpoint / "copied", made_tree.path)
+        for folder in (places[0] / "copied", made_tree.path)
     )
     assert seen == expected
 
 
-def test_du_counts_hard_links_once(mounted: Mount) -> None:
-    first = mounted.mountpoint / "a.jpg"
+def test_du_counts_hard_links_once(shared: Mount, places: tuple[Path, Path]) -> None:
+    first = places[0] / "a.jpg"
     first.write_bytes(pictures.jpeg(1, (1600, 1200)))
-    os.link(first, mounted.mountpoint / "b.jpg")
-    size = int(run("du", "-s", "--apparent-size", "-B1", "a.jpg", "b.jpg", cwd=mounted.mountpoint).split()[0])
+    os.link(first, places[0] / "b.jpg")
+    size = int(run("du", "-s", "--apparent-size", "-B1", "a.jpg", "b.jpg", cwd=places[0]).split()[0])
     assert size == first.stat().st_size
