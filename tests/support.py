@@ -11,7 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 import pixstorefs
 
@@ -187,3 +192,27 @@ class Mount:
     def _detach(self) -> None:
         while self.is_mounted:
             subprocess.run(["fusermount3", "-u", "-z", self.mountpoint], check=True)
+
+
+def cannot_run(reason: str) -> NoReturn:
+    """Skip the test; with PIXSTOREFS_REQUIRE_ALL=1, where nothing may be missing, fail it."""
+    if os.environ.get("PIXSTOREFS_REQUIRE_ALL") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@contextmanager
+def watched(directory: Path) -> Iterator[Mount]:
+    """A mount that is unmounted at the end, whatever happened.
+
+    A warning or error in the log that the test did not declare by `expect_log` fails it.
+    """
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        cannot_run("this machine has no usable /dev/fuse")
+    mount = Mount(directory)
+    try:
+        yield mount
+    finally:
+        mount.close()
+    complaints = mount.complaints()
+    assert not complaints, "the daemon complained:\n" + "\n".join(complaints)

@@ -28,21 +28,22 @@ def erase(index: Index, inode: Inode, token: int) -> None:
     index.delete_inode(inode.ino)
 
 
-def restore(index: Index, lost_ino: int, intact: Callable[[Version, Inode], bool], cookie: int) -> bool:
+def restore(index: Index, lost_ino: int, usable: Callable[[Inode, Version], bool], cookie: int) -> bool:
     """An image was lost: give its name back to the one it displaced, or to the one that did before it.
 
-    Returns whether there was one whose content is intact. `cookie` becomes that of the entry.
+    Returns whether there was one that is `usable` with its current version, or made so with an older one.
+    `cookie` becomes that of the entry.
     """
     for parent, name, ino in index.displaced_by(lost_ino):
         inode = index.inode(ino)
         version = index.version(inode.version_id) if inode and inode.version_id is not None else None
         if inode is None or version is None or index.entry(parent, name) or index.inode(parent) is None:
             continue
-        if intact(version, inode):
+        if usable(inode, version):
             inode.nlink += 1
             index.update_inode(inode)
             index.insert_entry(Entry(cookie, parent, name, linked=inode.nlink > 1), ino)
             return True
-        if restore(index, ino, intact, cookie):
+        if restore(index, ino, usable, cookie):
             return True
     return False

@@ -58,8 +58,8 @@ def _on_disk(objects: ObjectDirectory, version: Version, inode: Inode) -> bool:
     return _intact(objects, version, inode.image_id)
 
 
-def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Version) -> str:
-    path = path_of(index, inode.ino)
+def _revert(index: Index, objects: ObjectDirectory, inode: Inode, lost: Version) -> bool:
+    """Retire a lost version and make the newest intact one before it current, if there is one."""
     index.retire_version(lost.version_id, lost.token)
     for version in index.fallbacks(inode.ino):
         if version.version_id != lost.version_id and _on_disk(objects, version, inode):
@@ -69,13 +69,22 @@ def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Versi
             inode.stored_size_bytes = version.stored_size_bytes
             inode.mtime_ns = version.mtime_ns
             index.update_inode(inode)
-            return f"{path}: the last save did not reach the disk; the version before it is back"
+            return True
+    return False
+
+
+def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Version) -> str:
+    path = path_of(index, inode.ino)
+    if _revert(index, objects, inode, lost):
+        return f"{path}: the last save did not reach the disk; the version before it is back"
+
+    def usable(displaced: Inode, version: Version) -> bool:
+        return _on_disk(objects, version, displaced) or _revert(index, objects, displaced, version)
+
     names = index.names(inode.ino)
     for entry in names:
         index.delete_entry(entry.parent, entry.name)
-    restored = restore(
-        index, inode.ino, lambda version, old: _on_disk(objects, version, old), names[0].cookie
-    )
+    restored = restore(index, inode.ino, usable, names[0].cookie)
     erase(index, inode, lost.token)
     if restored:
         return f"{path}: what replaced it did not reach the disk; the image before it is back"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pictures
 import pytest
-from support import Mount
+from support import Mount, watched
 from trees import Tree
 
 _CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
@@ -15,16 +15,9 @@ _CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for all tests of a module, each in a directory of its own. A test may remount it."""
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("this machine has no usable /dev/fuse")
-    mount = Mount(tmp_path_factory.mktemp("shared"))
-    try:
+    with watched(tmp_path_factory.mktemp("shared")) as mount:
         mount.mount()
         yield mount
-    finally:
-        mount.close()
-    complaints = mount.complaints()
-    assert not complaints, "the daemon complained:\n" + "\n".join(complaints)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from support import cannot_run
 
 TIMEOUT_S = 120.0
 
@@ -13,12 +13,8 @@ TIMEOUT_S = 120.0
 def require(*programs: str) -> None:
     """Skip the test where a program is missing; with PIXSTOREFS_REQUIRE_ALL=1 fail it."""
     missing = [program for program in programs if shutil.which(program) is None]
-    if not missing:
-        return
-    message = f"not installed: {', '.join(missing)}"
-    if os.environ.get("PIXSTOREFS_REQUIRE_ALL") == "1":
-        pytest.fail(message)
-    pytest.skip(message)
+    if missing:
+        cannot_run(f"not installed: {', '.join(missing)}")
 
 
 def run(

@@ -305,6 +305,26 @@ def test_careful_save_without_fsync(store: Store, place: Place) -> None:
         assert len(objects_of(torn)) == len(OLD)
 
 
+def test_careful_save_over_an_update(store: Store, place: Place) -> None:
+    """An update, and at once a rename over it: if both contents are lost, the durable version is back."""
+    with store.lock:
+        before = objects_of(place.path)
+        replace_file(store, "b", image(SEGMENT, "b2"), mtime_ns=22)
+        _create(store, "tmp", image(SEGMENT, "tmp"))
+        store.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 9)
+        copy = _crash(store, place)
+    for path in _newer_than(before, copy):
+        _gone(path)
+
+    with _reopened(place, copy) as recovered:
+        assert tree(recovered) == OLD
+        inode = recovered.lookup(ROOT_INO, b"b")
+        assert inode is not None
+        assert inode.mtime_ns == 1
+        recovered.sync()
+        assert len(objects_of(copy)) == len(OLD)
+
+
 def test_displaced_image_is_deleted_at_the_barrier(store: Store, place: Place) -> None:
     """What a careful save replaced is gone for good one barrier later: object, key and inode."""
     with store.lock:
