@@ -49,7 +49,7 @@ def unexpected(problem: Exception, *, debug: bool) -> int:
     if debug:
         traceback(problem)
     if isinstance(problem, StartFailed):
-        error(f"{problem} This should not happen; the log has the details: {problem.log_path}")
+        error(f"{problem}. This should not happen; the log has the details: {problem.log_path}")
         return EXIT_UNEXPECTED
     what = f"{type(problem).__name__}: {problem}"
     path = logs.record_failure("a command broke", problem)

@@ -145,7 +145,7 @@ def _await_announcement(pid: int, read_end: int, log_path: str) -> list[str]:
         raise
     if not content:
         _, status = os.waitpid(pid, 0)
-        raise StartFailed(f"The mount process ended before it was ready ({_ending(status)}).", log_path)
+        raise StartFailed(f"The mount process ended before it was ready ({_ending(status)})", log_path)
     message = json.loads(content)
     if "notes" in message:
         return list(message["notes"])

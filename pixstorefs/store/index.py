@@ -355,6 +355,9 @@ class Index(Database):
             raise NewerFormat(
                 f"{self.path} has format {version}, this pixstorefs knows {FORMAT}: install a newer one"
             )
+        # The page each table begins with, at the cost of one read: wider checks would grow with the store.
+        for table in ("inode", "entry", "version", "displaced", "xattr"):
+            self.one(f"SELECT * FROM {table} LIMIT 1")
         row = self.one("SELECT store_id FROM state")
         if row is None or row[0] != store_id:
             raise CorruptStore(f"{self.path} belongs to another store: put the right index.db back")

@@ -99,6 +99,7 @@ lengths = st.one_of(
 )
 sizes = st.one_of(offsets, offsets, far_offsets, st.sampled_from((0, 1 << 30, 1 << 45, -1)))
 seeds = st.integers(0, 255)
+edits = st.tuples(st.sampled_from(("write", "write", "truncate", "read", "reread")), offsets, lengths, seeds)
 modes = st.sampled_from((0o644, 0o600, 0o755, 0o777, 0o1777, 0o2755, 0o4755, 0o000, 0o444))
 moments = st.one_of(
     st.sampled_from(("now", "omit")),
@@ -449,10 +450,14 @@ class DifferentialMachine(RuleBasedStateMachine):
     # Steps
 
     @initialize()
-    def directories(self) -> None:
+    def beginning(self) -> None:
         """Something to work in."""
         self._both(lambda side: os.mkdir(side.path(b"p"), 0o755))
         self._both(lambda side: os.mkdir(side.path(b"p/q"), 0o755))
+        for number, path in enumerate((b"a", b"p/a", b"p/q/a")):
+            self.write_file(path=path, number=number, size=number * 200_000)
+        self._do_open(b"p/a", os.O_RDWR, 0)
+        self._do_open(b"b", os.O_RDWR | os.O_CREAT, 0o640)
 
     def _do_open(self, path: bytes, flags: int, mode: int) -> Handle | None:
         handle = Handle(path)
@@ -522,6 +527,21 @@ class DifferentialMachine(RuleBasedStateMachine):
         self._pwrite(self._pick(handle), pattern(number, size), offset)
 
     @precondition(_has_handles)
+    @step(handle=handles, edits=st.lists(edits, min_size=2, max_size=8))
+    def edit(self, handle: int, edits: list[tuple[str, int, int, int]]) -> None:
+        """What an editor does with one file: writes, reads and changes of its size in any order."""
+        picked = self._pick(handle)
+        for kind, offset, size, number in edits:
+            if kind == "write":
+                self._pwrite(picked, pattern(number, size), offset)
+            elif kind == "truncate":
+                self._both(lambda side, size=offset: os.ftruncate(picked.fds[side.name], size))  # type: ignore[misc]
+            else:
+                if kind == "reread":
+                    drop_pages(picked.fds["mounted"])
+                self._both(lambda side, at=offset, size=size: os.pread(picked.fds[side.name], size, at))  # type: ignore[misc]
+
+    @precondition(_has_handles)
     @step(handle=handles, number=seeds, size=lengths)
     def write_at_end(self, handle: int, number: int, size: int) -> None:
         picked = self._pick(handle)
@@ -533,12 +553,17 @@ class DifferentialMachine(RuleBasedStateMachine):
         self._pwrite(self._pick(handle), pattern(number, size), offset)
 
     @precondition(lambda self: self._open and not self._scattered)
-    @step(handle=handles, number=seeds, backwards=st.booleans())
-    def write_scattered(self, handle: int, number: int, backwards: bool) -> None:
-        """Touch more segments than a draft keeps in memory."""
-        self._scattered = True
+    @step(
+        handle=handles,
+        number=seeds,
+        count=st.sampled_from((3, 9, 30, 270)),
+        stride=st.sampled_from((1, -1, 2)),
+    )
+    def write_scattered(self, handle: int, number: int, count: int, stride: int) -> None:
+        """Touch many segments, at the most (once: it takes long) more than a draft keeps in memory."""
+        self._scattered = count == 270
         picked = self._pick(handle)
-        for at in range(300)[:: -1 if backwards else 1]:
+        for at in range(count)[::stride]:
             self._pwrite(picked, pattern(number, 3), at * _SEGMENT + at)
 
     @precondition(_has_handles)
@@ -792,15 +817,12 @@ class DifferentialMachine(RuleBasedStateMachine):
 
     # Everything
 
-    @step()
-    def compare_trees(self) -> None:
-        """Names and attributes; reading content would close what it opened, and a close saves."""
+    @step(contents=st.booleans())
+    def compare(self, contents: bool) -> None:
+        """Names and attributes, or the bytes, too: that closes what it opened, and a close saves."""
         self._compare_trees()
-
-    @step()
-    def compare_everything(self) -> None:
-        self._compare_trees()
-        self._compare_contents()
+        if contents:
+            self._compare_contents()
 
     @precondition(lambda self: not self._remounted)
     @step(kill=st.booleans())

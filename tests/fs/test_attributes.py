@@ -1,0 +1,87 @@
+"""What stat and getfattr tell, and that it stays the same over remounts: backup tools decide by it."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pictures
+import pytest
+from support import Mount
+
+
+def _look(path: Path) -> tuple[object, ...]:
+    found = os.lstat(path)
+    return (found.st_ino, found.st_mode, found.st_nlink, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def test_inodes_and_times_are_stable_over_remounts(mounted: Mount) -> None:
+    """Inode number, mode, links, size, mtime and ctime in nanoseconds are the same after another mount."""
+    top = mounted.mountpoint
+    (top / "album").mkdir()
+    (top / "album" / "photo.jpg").write_bytes(pictures.jpeg(1))
+    os.link(top / "album" / "photo.jpg", top / "second name.jpg")
+    os.symlink("photo.jpg", top / "album" / "link")
+    os.mkfifo(top / "pipe")
+    os.utime(top / "album" / "photo.jpg", ns=(-1_000_000_001, 1_234_567_890_123_456_789))
+    paths = [top, *sorted(top.rglob("*"))]
+    before = {path: _look(path) for path in paths}
+    order = os.listdir(top)
+
+    mounted.remount()
+
+    assert {path: _look(path) for path in paths} == before
+    assert os.listdir(top) == order
+
+
+def test_images_tell_about_themselves(mounted: Mount) -> None:
+    """Every regular file has an id and a token, images a format and a size; ids survive, tokens grow."""
+    photo = mounted.mountpoint / "photo"
+    photo.write_bytes(pictures.jpeg(1))
+    notes = mounted.mountpoint / "notes.txt"
+    notes.write_bytes(b"no image")
+    told = {name: os.getxattr(photo, f"user.pixstore.{name}") for name in ("id", "token", "format")}
+
+    assert len(bytes.fromhex(told["id"].decode())) == 16
+    assert told["format"] == b"jpeg"
+    assert int(os.getxattr(photo, "user.pixstore.width")) > 0
+    assert int(os.getxattr(photo, "user.pixstore.height")) > 0
+    assert int(os.getxattr(notes, "user.pixstore.token")) > int(told["token"])
+    with pytest.raises(OSError) as missing:
+        os.getxattr(notes, "user.pixstore.format")
+    assert missing.value.errno == errno.ENODATA
+
+    photo.write_bytes(pictures.jpeg(1))
+    photo.rename(mounted.mountpoint / "renamed")
+    renamed = mounted.mountpoint / "renamed"
+    assert os.getxattr(renamed, "user.pixstore.id") == told["id"]
+    assert int(os.getxattr(renamed, "user.pixstore.token")) > int(told["token"])
+    assert os.listxattr(renamed) == []
+    with pytest.raises(PermissionError):
+        os.setxattr(renamed, "user.pixstore.id", b"mine")
+
+
+def test_statfs_tells_the_truth(mounted: Mount) -> None:
+    """df shows the disk under the store."""
+    inside, below = os.statvfs(mounted.mountpoint), os.statvfs(mounted.store)
+    assert (inside.f_frsize, inside.f_blocks, inside.f_namemax) == (below.f_frsize, below.f_blocks, 255)
+    assert abs(inside.f_bavail - below.f_bavail) * inside.f_frsize < 1 << 30
+
+
+def test_holes_take_no_space(mounted: Mount) -> None:
+    """A file of 1 TiB with one byte in it closes at once, and stat and the disk say how little it holds."""
+    sparse = mounted.mountpoint / "sparse"
+    with open(sparse, "wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 39)
+        file.write(b"x")
+    status = sparse.stat()
+    assert status.st_size == 1 << 40
+    assert status.st_blocks * 512 <= 1 << 18
+    assert stat.S_ISREG(status.st_mode)
+    objects = [path for path in (mounted.store / "objects").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in objects) < 1 << 19
+    mounted.remount()
+    with open(sparse, "rb") as file:
+        file.seek((1 << 39) - 2)
+        assert file.read(4) == b"\0\0x\0"
