@@ -52,8 +52,11 @@ class Barrier:
         self._completed = 0
         self._running = False
         self._failure: BaseException | None = None
-        self._dirty = threading.Event()
-        self._stopping = threading.Event()
+        # One condition for both reasons to wake: with an event for each, a barrier that cleared the first
+        # after `stop` had set it left the thread asleep and the close waiting for it, for ever.
+        self._wake = threading.Condition()
+        self._changed = False
+        self._stopped = False
         self._thread = threading.Thread(target=self._run_at_intervals, name="barrier", daemon=True)
         self._thread.start()
 
@@ -63,8 +66,10 @@ class Barrier:
 
     def note_change(self) -> None:
         """A transaction was committed: a barrier is due within a second."""
-        if not self._dirty.is_set():
-            self._dirty.set()
+        if not self._changed:
+            with self._wake:
+                self._changed = True
+                self._wake.notify_all()
 
     def sync(self) -> None:
         """Return when everything saved before the call is durable.
@@ -114,8 +119,9 @@ class Barrier:
 
     def stop(self) -> None:
         """End the thread, without a last barrier."""
-        self._stopping.set()
-        self._dirty.set()
+        with self._wake:
+            self._stopped = True
+            self._wake.notify_all()
         self._thread.join()
 
     def _raise_failure(self) -> None:
@@ -124,7 +130,7 @@ class Barrier:
 
     def _run(self) -> None:
         with self._lock:
-            self._dirty.clear()
+            self._changed = False
             objects, self._unsynced = self._unsynced, []
             token, floor = self._store.barrier_mark()
         self._objects.sync(objects)
@@ -150,15 +156,15 @@ class Barrier:
                 self._index.empty_log(checkpointed=checkpointed)
 
     def _run_at_intervals(self) -> None:
-        while True:
-            self._dirty.wait()
-            if self._stopping.wait(INTERVAL_S):
-                return
-            if not self._dirty.is_set():
-                continue
+        while self._wait_for_change():
             try:
                 self.sync()
             except (OSError, PixstoreError):
-                # Logged by sync, and told to everyone who asks for durability. Not tried again: see sync.
-                self._stopping.wait()
-                return
+                return  # logged, and told to everyone who asks for durability; not tried again: see sync
+
+    def _wait_for_change(self) -> bool:
+        """Wait for a change and then for the interval; False once stopped."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._changed or self._stopped)
+            self._wake.wait_for(lambda: self._stopped, timeout=INTERVAL_S)
+            return not self._stopped

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pictures
 import pytest
+from programs import run
 from support import Mount, watched
 from trees import Tree
 
@@ -37,9 +38,14 @@ def made_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 
 @pytest.fixture(scope="session")
-def corpus() -> Tree:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     """A folder of real photos, good, bad and odd. They are nobody's to redistribute: without them we skip."""
     folder = Path(os.environ.get("PIXSTOREFS_CORPUS", _CORPUS))
     if not folder.is_dir():
         pytest.skip("no folder of real photos: name one in PIXSTOREFS_CORPUS")
+    if not pictures.IS_ROOT:
+        # They may be somebody else's, and only root can make copies that are so too.
+        owned = tmp_path_factory.mktemp("corpus") / "copy"
+        run("cp", "-a", folder, owned)
+        folder = owned
     return Tree(folder)

@@ -209,3 +209,18 @@ def test_writers_of_one_file_do_not_mix_versions(mounted: Mount, size_bytes: int
     assert path.read_bytes() == expected
     mounted.remount()
     assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("replaced", ["first.jpg", "last.jpg"])
+def test_a_name_replaced_during_a_listing_is_listed_once(mounted: Mount, replaced: str) -> None:
+    """It keeps its place: neither does it come again behind the reader, nor move to where he has been."""
+    others = [f"{number:04}{'x' * 100}.jpg" for number in range(2000)]
+    for name in ("early.tmp", "first.jpg", *others, "last.jpg", "late.tmp"):
+        (mounted.mountpoint / name).touch()
+    with os.scandir(mounted.mountpoint) as entries:
+        names = [next(entries).name]
+        for temporary in ("early.tmp", "late.tmp"):
+            (mounted.mountpoint / temporary).replace(mounted.mountpoint / replaced)
+        names += [entry.name for entry in entries]
+    assert names.count(replaced) == 1
+    assert sorted(set(names) - {"early.tmp", "late.tmp"}) == sorted([*others, "first.jpg", "last.jpg"])

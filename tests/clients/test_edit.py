@@ -209,6 +209,7 @@ def test_real_photos(shared: Mount, places: tuple[Path, Path], corpus: Tree, edi
     assert sources, "the folder of real photos has other photos than these tests know"
     for source in sources:
         run("cp", "-p", source, on_disk / source.name)
+        (on_disk / source.name).chmod(0o644)
     run("cp", "-a", on_disk, on_mount)
     edit(on_disk)
     edit(on_mount)

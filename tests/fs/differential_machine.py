@@ -422,7 +422,9 @@ class DifferentialMachine(RuleBasedStateMachine):
 
     def _both(self, operation: Callable[[Side], object]) -> object:
         """Do it on both sides; the same has to come of it."""
+        self._differed = True  # until proven otherwise
         mounted, plain = (outcome_of(operation, side) for side in self._sides)
+        self._differed = False
         self.count("operations")
         if isinstance(plain, str) and plain.startswith("<"):
             self.count("failing alike")
@@ -832,11 +834,13 @@ class DifferentialMachine(RuleBasedStateMachine):
         self.count("remounts")
         self._close_all()
         self._compare_trees()
+        self._differed = True  # until proven otherwise
         if kill:
             self._site.mount.kill()
             self._site.mount.mount()
         else:
             self._site.mount.remount()
+        self._differed = False
         self._compare_trees(directory_times=not kill)
         self._compare_contents()
 
@@ -976,8 +980,8 @@ def _run_chunk(parent: Path, sequences: int, steps: int, seed_number: int, total
         try:
             mount.mount()
             run(site, sequences=sequences, steps=steps, seed_number=seed_number)
-        except AssertionError as error:
-            return "\n".join((str(error), *getattr(error, "__notes__", ())))
+        except Exception as error:
+            return "\n".join((f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())))
         finally:
             mount.close()
             totals.update(site.counts)

@@ -148,7 +148,7 @@ def reopened(place: Place, path: Path) -> Iterator[Store]:
 
 
 @pytest.mark.parametrize(
-    "rounds", [40, pytest.param(3000, marks=[pytest.mark.long, pytest.mark.timeout(7200)])]
+    "rounds", [40, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )
 def test_power_loss(place, tmp_path, rounds):
     """Whatever is lost, every name that stayed holds old or new content, whole, and nothing else is left."""
