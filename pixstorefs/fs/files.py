@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 
 from pixstorefs.errors import CorruptImage
 from pixstorefs.fs import attributes
@@ -21,10 +21,9 @@ log = logging.getLogger(__name__)
 class Files:
     """All open images of a mount, by inode number and by handle."""
 
-    def __init__(self, store: Store, pending: PendingNames, now_ns: Callable[[], int]) -> None:
+    def __init__(self, store: Store, pending: PendingNames) -> None:
         self._store = store
         self._pending = pending
-        self._now_ns = now_ns
         self._images: dict[int, OpenImage] = {}
         self._handles: dict[int, OpenImage] = {}
         self._next_handle = 1
@@ -162,7 +161,8 @@ class Files:
         image.handles += 1
         return handle
 
-    # Content
+    # Content. Its times are the kernel's: with the write-back cache on it keeps them itself and sends what
+    # changed before every flush. Ours would be some milliseconds later, and show only after a remount.
 
     def write(self, image: OpenImage, offset: int, data: bytes) -> None:
         """Write into the draft. After a failure the image is `failed`: it is never saved incomplete."""
@@ -170,7 +170,7 @@ class Files:
             raise OSError(image.failure, os.strerror(image.failure))
         draft = image.begin_draft()
         draft.write(offset, data)
-        self._changed(image)
+        attributes.clear_set_id(image.inode)
 
     def fail(self, image: OpenImage, number: int) -> None:
         """A write could not be done: what the kernel cached of it is lost, so the draft must not be saved."""
@@ -182,11 +182,6 @@ class Files:
             image.begin_draft(empty=True)
         elif size_bytes != image.size_bytes or image.draft is not None:
             image.begin_draft().truncate(size_bytes)
-        self._changed(image)
-
-    def _changed(self, image: OpenImage) -> None:
-        now_ns = self._now_ns()
-        image.inode.mtime_ns = image.inode.ctime_ns = now_ns
         attributes.clear_set_id(image.inode)
 
     def save(self, image: OpenImage) -> Generator[None, None, None]:

@@ -78,7 +78,7 @@ class Operations(pyfuse3.Operations):
         self._read_only = read_only
         self._allow_other = allow_other
         pending = PendingNames()
-        self._files = Files(store, pending, now_ns)
+        self._files = Files(store, pending)
         self._saving = Saving(store, self._files)
         self._names = Namespace(store, self._files, pending, now_ns)
         self._xattrs = Xattrs(store, self._files, now_ns)

@@ -248,6 +248,23 @@ def test_an_edit_keeps_the_image_and_raises_its_token(places: tuple[Path, Path])
     )
 
 
+def test_times_that_programs_saw_stay(shared: Mount, places: tuple[Path, Path]) -> None:
+    """Edits in quick succession, several in one tick of the kernel's clock: a remount changes no time."""
+    paths = [places[0] / f"{number}.jpg" for number in range(60)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"x" * 5000)
+        if number % 2:
+            os.truncate(path, 3000)
+        if number % 3:
+            with open(path, "ab") as file:
+                file.write(b"appended")
+        if number % 5 == 0:
+            path.write_bytes(b"again")
+    seen = [(status.st_mtime_ns, status.st_ctime_ns) for status in map(os.stat, paths)]
+    shared.remount()
+    assert [(status.st_mtime_ns, status.st_ctime_ns) for status in map(os.stat, paths)] == seen
+
+
 def test_git_keeps_photos(shared: Mount, places: tuple[Path, Path]) -> None:
     """git locks, renames, hard-links and maps; a local clone fails where links of a file show other sizes."""
     require("git")
