@@ -118,15 +118,18 @@ class Mount:
         self.unmount()
         self.mount(*options)
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals, pid: int | None = None) -> None:
         """Send a signal to the daemon and wait for its end."""
-        pid = self.pid
+        pid = pid or self.pid
         os.kill(pid, number)
         wait_until_gone(pid)
 
-    def kill(self) -> None:
-        """kill -9 the daemon, and clean the dead mount away. The next mount recovers the store."""
-        self.signal(signal.SIGKILL)
+    def kill(self, pid: int | None = None) -> None:
+        """kill -9 the daemon, and clean the dead mount away. The next mount recovers the store.
+
+        `pid` is needed where the store, which tells it, cannot be read any more.
+        """
+        self.signal(signal.SIGKILL, pid)
         self._detach()
 
     @property

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as file modes allow.")
+@click.option("--durable-close", is_flag=True, help="Let close wait until the image survives power loss.")
 @click.option("-o", "options", multiple=True, metavar="OPT[,OPT...]", help="Options of mount(8) and fstab.")
 @secret_options
 @click.pass_context
@@ -31,6 +32,7 @@ def mount_command(
     foreground: bool,
     read_only: bool,
     allow_other: bool,
+    durable_close: bool,
     options: tuple[str, ...],
     passphrase_file: str | None,
     passphrase_command: str | None,
@@ -58,7 +60,14 @@ def mount_command(
     # It has done its work, and every program we start would inherit it.
     os.environ.pop("PIXSTOREFS_PASSPHRASE", None)
     created = mountpoints.create(real)
-    plan = MountPlan(path, real, read_only, allow_other or asked.allow_other, asked.flags)
+    plan = MountPlan(
+        path,
+        real,
+        read_only=read_only,
+        allow_other=allow_other or asked.allow_other,
+        durable_close=durable_close or asked.durable_close,
+        flags=asked.flags,
+    )
     debug = bool(context.parent and context.parent.params["debug"])
     try:
         status = _mount(plan, secret, foreground=foreground, debug=debug)

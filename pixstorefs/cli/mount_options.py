@@ -43,6 +43,7 @@ class MountOptions:
 
     read_only: bool = False
     allow_other: bool = False
+    durable_close: bool = False
     flags: frozenset[str] = frozenset()
     passphrase_file: str | None = None
     keyfile: str | None = None
@@ -61,6 +62,8 @@ def parse(values: Iterable[str]) -> MountOptions:
             result.read_only = option == "ro"
         elif option == "allow_other":
             result.allow_other = True
+        elif option == "durable_close":
+            result.durable_close = True
         elif option in _FLAGS:
             flags.pop(_FLAGS[option], None)
             flags[option] = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 class MountPlan:
     """Both paths are real and absolute: the process that serves changes its directory.
 
+    `durable_close`: close(2) returns when what it saved survives power loss.
     `flags` are mount options passed on to libfuse as they are (noexec, dev, ...).
     """
 
@@ -14,4 +15,5 @@ class MountPlan:
     mountpoint: str
     read_only: bool = False
     allow_other: bool = False
+    durable_close: bool = False
     flags: frozenset[str] = frozenset()

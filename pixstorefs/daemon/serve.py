@@ -44,7 +44,9 @@ def serve(plan: MountPlan, secret: Secret, announce: Announce) -> int:
     stop = StopRequest()
     stop.install()
     store = _open_store(plan, secret)
-    operations = Operations(store, read_only=plan.read_only, allow_other=plan.allow_other)
+    operations = Operations(
+        store, read_only=plan.read_only, allow_other=plan.allow_other, durable_close=plan.durable_close
+    )
     try:
         chosen = session.options(
             plan.store_path, read_only=plan.read_only, allow_other=plan.allow_other, flags=plan.flags

@@ -71,12 +71,19 @@ class Operations(pyfuse3.Operations):
     enable_acl = False
 
     def __init__(
-        self, store: Store, *, read_only: bool, allow_other: bool, now_ns: Callable[[], int] = time.time_ns
+        self,
+        store: Store,
+        *,
+        read_only: bool,
+        allow_other: bool,
+        durable_close: bool = False,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         super().__init__()
         self._store = store
         self._read_only = read_only
         self._allow_other = allow_other
+        self._durable_close = durable_close
         pending = PendingNames()
         self._files = Files(store, pending)
         self._saving = Saving(store, self._files)
@@ -234,6 +241,10 @@ class Operations(pyfuse3.Operations):
             "f_favail",
         ):
             setattr(stats, field, getattr(below, field))
+        # What is reserved for deleting is allocated, and so not free; while it is lent out it seems so.
+        lent = -(-self._store.reserve_missing_bytes // below.f_frsize)
+        stats.f_bfree = max(0, stats.f_bfree - lent)
+        stats.f_bavail = max(0, stats.f_bavail - lent)
         stats.f_namemax = NAME_LIMIT_BYTES
         return stats
 
@@ -254,6 +265,7 @@ class Operations(pyfuse3.Operations):
         image = self._files.image(inode)
         if image is not None and flags & os.O_TRUNC:
             await self._saving.settled(image)
+        # ESTALE, where the file was replaced since the kernel looked at its name, makes it look again.
         return FileInfo(fh=self._files.open(inode, flags), keep_cache=True)
 
     @_answered
@@ -286,6 +298,8 @@ class Operations(pyfuse3.Operations):
         image = self._files.of_handle(fh)
         if image.dirty:
             await self._saving.save(image)
+            if self._durable_close:
+                await trio.to_thread.run_sync(self._store.sync)
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pixstorefs.errors import CorruptImage
 from pixstorefs.store.files import write_fully
 from pixstorefs.store.records import Runs, Version
+from pixstorefs.store.reserve import Reserve
 from pixstorefs.store.sealing import (
     HEADER_SIZE_BYTES,
     SEALED_SEGMENT_SIZE_BYTES,
@@ -156,6 +157,7 @@ class ObjectWriter:
         if self._fd < 0:
             self._fd = self._directory.create_file(self.key.version_id)
             self._created = True
+        self._directory.keep_reserve()
         write_fully(self._fd, data, self._directory.make_room)
 
 
@@ -282,6 +284,8 @@ class ObjectDirectory:
         self.scratch = memoryview(bytearray(HEADER_SIZE_BYTES + _BATCH_SEGMENTS * SEALED_SEGMENT_SIZE_BYTES))
         # What to do when the disk is full before giving up; the barrier can give back retired objects.
         self.make_room: Callable[[], None] = _no_room
+        # Room that objects must leave alone.
+        self.reserve: Reserve | None = None
         self._folder = -1
         self._folder_fd = -1
 
@@ -290,6 +294,14 @@ class ObjectDirectory:
         if self._folder_fd >= 0:
             os.close(self._folder_fd)
         self._folder = self._folder_fd = -1
+
+    def keep_reserve(self) -> None:
+        """Raises OSError (ENOSPC) where writing would take what is reserved for deleting."""
+        if self.reserve is None or self.reserve.take():
+            return
+        self.make_room()
+        if not self.reserve.take():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def path(self, version_id: int) -> str:
         """Where the object of a version lies."""

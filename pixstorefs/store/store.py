@@ -6,25 +6,32 @@ nobody knows, which recovery sweeps.
 """
 
 import errno
+import logging
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from pixstorefs.errors import CorruptImage, CorruptStore, ReadOnlyStore
+from pixstorefs.errors import CorruptImage, CorruptStore, NoSpace, ReadOnlyStore
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.barrier import Barrier
 from pixstorefs.store.displaced import erase, settle
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.index import Index
+from pixstorefs.store.index import Index, State
 from pixstorefs.store.index_database import log_size_bytes
 from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.objects import Content, ObjectDirectory, ObjectReader, reader_of
 from pixstorefs.store.ownership import Ownership
 from pixstorefs.store.records import Entry, Inode, Version
 from pixstorefs.store.recovery import path_of, recover
+from pixstorefs.store.reserve import Reserve
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 # SQLite's integers are signed.
 _LARGEST_INO = (1 << 63) - 1
@@ -84,12 +91,14 @@ class Store:
             raise
 
     def _start(self, immutable: bool) -> None:
+        if not immutable:
+            self._reserve = Reserve(self.path)
         state = self.index.state()
         self.report: list[str] = []
         if not state.clean:
             if immutable:
                 raise _needs_recovery(self.path)
-            self.report = recover(self.index, self._objects, state)
+            self.report = self._with_reserve(lambda: recover(self.index, self._objects, state))
         self.numbers = Numbers(state)
         self.allocator = Allocator(
             self.path, self._objects, self.numbers, padding=self._padding, random=self._random
@@ -98,9 +107,9 @@ class Store:
             self._state = state
             return
         self._state = replace(self.numbers.bounded(state), clean=False)
-        with self.index.transaction():
-            self.index.put_state(self._state)
+        self._with_reserve(lambda: self._put_state(self._state))
         self.index.sync_log()
+        self._objects.reserve = self._reserve
         self._barrier = Barrier(self.lock, self._objects, self.index, self)
         self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
@@ -132,11 +141,13 @@ class Store:
             if self._ownership:
                 self._barrier.stop()
                 self._barrier.sync()
-                with self.lock, self.index.transaction():
-                    self.index.put_state(replace(self.numbers.exact(self._state), clean=True))
+                closed = replace(self.numbers.exact(self._state), clean=True)
+                self._with_reserve(lambda: self._put_state(closed))
                 self.index.sync_log()
                 self.index.empty_log(checkpointed=self.index.checkpoint())
         finally:
+            if self._ownership:
+                self._reserve.close()
             self.index.close()
             self._objects.close()
             if self._ownership:
@@ -149,9 +160,12 @@ class Store:
     def barrier_retired(self, token: int) -> list[int]:
         """Ids of versions that nobody needs once everything up to `token` is durable. With the lock held."""
         if self.index.displaced(token):
-            with self.index.transaction():
-                settle(self.index, token)
+            self._with_reserve(lambda: self._settle(token))
         return self.index.retired(token)
+
+    def _settle(self, token: int) -> None:
+        with self.index.transaction():
+            settle(self.index, token)
 
     def barrier_passed(self, token: int, floor: int) -> None:
         """Everything up to `token` is durable, and what was retired is unlinked. With the lock held."""
@@ -161,23 +175,65 @@ class Store:
             durable_token=max(token, self._state.durable_token),
             object_floor=max(floor, self._state.object_floor),
         )
-        with self.index.transaction():
-            self.index.forget_retired(token)
-            self.index.put_state(state)
+
+        def note() -> None:
+            with self.index.transaction():
+                self.index.forget_retired(token)
+                self.index.put_state(state)
+
+        self._with_reserve(note)
         self._state = state
+        self._reserve.take()
 
     def require_writable(self) -> None:
         """Raises ReadOnlyStore; for callers that would seal content before they find out."""
         if self.read_only:
             raise ReadOnlyStore("the store is open read-only: nothing was changed")
 
+    def _put_state(self, state: State) -> None:
+        with self.index.transaction():
+            self.index.put_state(state)
+
+    @property
+    def reserve_missing_bytes(self) -> int:
+        """Free room on the disk that is not for images: see `reserve`."""
+        return self._reserve.missing_bytes if self._ownership else 0
+
+    def _with_reserve(self, delete: Callable[[], R]) -> R:
+        """Do what makes room; where the disk has none for it, with the room that is reserved."""
+        with self.lock:
+            try:
+                return delete()
+            except NoSpace:
+                self._reserve.give()
+                return delete()
+
     @contextmanager
     def _change(self) -> Iterator[Index]:
-        """One transaction of the index, under the lock; the barrier learns of it."""
+        """One transaction of the index that takes room, under the lock; the barrier learns of it."""
+        with self.lock:
+            self.require_writable()
+            if not self._reserve.take():
+                raise NoSpace(f"the disk under {self.path} is full: delete something first")
+            with self._deletion() as index:
+                yield index
+
+    @contextmanager
+    def _deletion(self) -> Iterator[Index]:
+        """The same for one that makes room. An index that fails makes the store read-only."""
         self.require_writable()
         with self.lock:
-            with self.index.transaction():
-                yield self.index
+            try:
+                with self.index.transaction():
+                    yield self.index
+            except (CorruptStore, ReadOnlyStore) as error:
+                self.read_only = True
+                log.critical(
+                    "%s. Nothing more is written, what is there can be read: look after the disk, "
+                    "then unmount and mount again",
+                    error,
+                )
+                raise
             self._barrier.note_change()
 
     # Content
@@ -328,7 +384,10 @@ class Store:
 
         Returns the inode as it is now (nlink 0 when it is gone), None where there was no such name.
         """
-        with self._change() as index:
+        return self._with_reserve(lambda: self._remove(parent, name, now_ns))
+
+    def _remove(self, parent: int, name: bytes, now_ns: int) -> Inode | None:
+        with self._deletion() as index:
             inode = self._drop_name(index, parent, name, now_ns)
             if inode is not None:
                 index.touch_directory(parent, now_ns, -int(stat.S_ISDIR(inode.mode)))
@@ -336,7 +395,10 @@ class Store:
 
     def remove_all(self, ino: int, now_ns: int) -> None:
         """Remove a file under all its names."""
-        with self._change() as index:
+        self._with_reserve(lambda: self._remove_all(ino, now_ns))
+
+    def _remove_all(self, ino: int, now_ns: int) -> None:
+        with self._deletion() as index:
             for entry in index.names(ino):
                 self._drop_name(index, entry.parent, entry.name, now_ns)
                 index.touch_directory(entry.parent, now_ns)

@@ -4,6 +4,8 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import ledger
 from support import Mount
 
 _WRITERS = 3
-_LONGEST_LIFE_S = 1.6
+_LONGEST_LIFE_S = 0.8
 
 
 @dataclass
@@ -44,6 +46,18 @@ def _one_life(mount: Mount, round_number: int, life_s: float) -> ledger.Verdict:
     images = mount.mountpoint / f"round-{round_number}"
     images.mkdir()
     ledgers = [mount.directory / f"ledger-{round_number}-{writer}" for writer in range(_WRITERS)]
+    with writing(images, ledgers):
+        time.sleep(life_s)
+        mount.kill()
+    mount.mount()
+    verdict = ledger.judge(images, ledgers)
+    mount.unmount()
+    return verdict
+
+
+@contextmanager
+def writing(images: Path, ledgers: list[Path]) -> Iterator[None]:
+    """One writer for each ledger; all have begun their work at the start and ended at the end."""
     writers = [
         subprocess.Popen(
             [sys.executable, ledger.__file__, images, path, str(writer), "0"], stderr=subprocess.DEVNULL
@@ -52,16 +66,11 @@ def _one_life(mount: Mount, round_number: int, life_s: float) -> ledger.Verdict:
     ]
     try:
         _wait_for_work(ledgers)
-        time.sleep(life_s)
-        mount.kill()
+        yield
     finally:
         for writer in writers:
             writer.kill()
             writer.wait()
-    mount.mount()
-    verdict = ledger.judge(images, ledgers)
-    mount.unmount()
-    return verdict
 
 
 def _wait_for_work(ledgers: list[Path]) -> None:

@@ -1,7 +1,8 @@
 """Writers that keep a ledger of what the mount acknowledged, and the judge who reads it after a crash.
 
 Run as a program it is one writer: it saves images with content that only their name and number determine,
-and notes in its ledger, outside the mount, when it begins a step and when the mount has acknowledged it.
+and notes in its ledger, outside the mount, when it begins a step and when the mount has acknowledged it, with
+the time of the machine's monotonic clock.
 """
 
 import hashlib
@@ -9,10 +10,14 @@ import json
 import os
 import random
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 NAMES_PER_WRITER = 8
+# Steps after which a program may rely on the disk. An fsync covers the name of a new file, too.
+SYNCED = ("fsync", "fsynced replace")
 _SIZES_BYTES = (0, 1, 3_000, 100_000, 131_072, 131_073, 400_000, 1_500_000)
 
 
@@ -31,7 +36,7 @@ def write_forever(directory: str, ledger_path: str, writer: int, first_number: i
     while True:
         name = f"w{writer}-{choose.randrange(NAMES_PER_WRITER)}.bin"
         path = os.path.join(directory, name)
-        kind = choose.choice(["overwrite", "replace", "fsync", "delete"])
+        kind = choose.choice(["overwrite", "replace", "fsync", "fsync", "fsynced replace", "delete"])
         number += 1
         _note(ledger, "begin", kind, name, number)
         if kind == "delete":
@@ -40,20 +45,28 @@ def write_forever(directory: str, ledger_path: str, writer: int, first_number: i
             except FileNotFoundError:
                 pass
         else:
-            target = path + ".tmp" if kind == "replace" else path
+            target = path + ".tmp" if "replace" in kind else path
             with open(target, "wb", buffering=0) as file:
                 data = memoryview(content(name, number))
                 while data:
                     data = data[file.write(data[:65_536]) :]
-                if kind == "fsync":
+                if kind in SYNCED:
                     os.fsync(file.fileno())
-            if kind == "replace":
+            if target != path:
                 os.rename(target, path)
+                if kind in SYNCED:
+                    _sync_directory(directory)
         _note(ledger, "done", kind, name, number)
 
 
+def _sync_directory(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
 def _note(ledger: int, what: str, kind: str, name: str, number: int) -> None:
-    os.write(ledger, json.dumps([what, kind, name, number]).encode() + b"\n")
+    os.write(ledger, json.dumps([what, kind, name, number, time.monotonic()]).encode() + b"\n")
 
 
 @dataclass
@@ -61,32 +74,44 @@ class Verdict:
     """What a crash left of what was acknowledged."""
 
     acknowledged: int = 0
+    synced: int = 0
     checked: int = 0
     losses: list[str] = field(default_factory=list)
 
 
 @dataclass
 class _History:
-    """Legal states of one name: the last acknowledged one and everything begun since. None: deleted."""
+    """Legal states of one name: the last that had to survive and everything begun since. None: deleted."""
 
     legal: list[int | None] = field(default_factory=lambda: [None])
-    kind: str = ""
 
 
-def judge(directory: Path, ledgers: list[Path]) -> Verdict:
-    """Compare the mount after a crash with the ledgers: every image is one of its legal versions, whole."""
+def survives_kill(kind: str, done_s: float) -> bool:
+    """Everything that was acknowledged survives the end of the daemon."""
+    return True
+
+
+def judge(
+    directory: Path, ledgers: list[Path], survives: Callable[[str, float], bool] = survives_kill
+) -> Verdict:
+    """Compare the mount after a crash with the ledgers: every image is one of its legal versions, whole.
+
+    `survives` tells of an acknowledged step, by its kind and its moment, whether it had to survive.
+    """
     verdict = Verdict()
     for ledger in ledgers:
         histories: dict[str, _History] = {}
         for line in ledger.read_bytes().splitlines():
-            what, kind, name, number = json.loads(line)
+            what, kind, name, number, at_s = json.loads(line)
             history = histories.setdefault(name, _History())
             state = None if kind == "delete" else number
             if what == "begin":
                 history.legal.append(state)
-            else:
+                continue
+            verdict.acknowledged += 1
+            verdict.synced += kind in SYNCED
+            if survives(kind, at_s):
                 history.legal = [state]
-                verdict.acknowledged += 1
         for name, history in histories.items():
             verdict.checked += 1
             _judge_name(directory / name, history, verdict)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from disks import fill
 from support import Mount
 
 _DISK_SIZE_BYTES = 24 << 20
@@ -89,3 +90,39 @@ def test_deleting_makes_room_at_once(small_disk: Mount) -> None:
         _write(image, data)
         assert image.read_bytes() == data
         image.unlink()
+
+
+def test_deleting_works_when_the_disk_has_not_one_byte_left(small_disk: Mount) -> None:
+    """Others filled the disk to the last byte: nothing can be made, all can be deleted, even so."""
+    images = [small_disk.mountpoint / f"{number}.jpg" for number in range(40)]
+    for image in images:
+        _write(image, os.urandom(100_000))
+    os.mkdir(small_disk.mountpoint / "empty")
+    _sync(small_disk.mountpoint)
+    fill(small_disk.store.parent)
+    # The log of the index may still have room from before: use it up.
+    with pytest.raises(OSError) as failure:
+        _make_directories(small_disk.mountpoint, 10_000)
+    assert failure.value.errno == errno.ENOSPC
+    filler = fill(small_disk.store.parent)
+
+    os.rmdir(small_disk.mountpoint / "empty")
+    for image in images:
+        image.unlink()
+
+    _write(small_disk.mountpoint / "new.jpg", b"saved in the room they had")
+    filler.unlink()
+    small_disk.remount()
+    assert (small_disk.mountpoint / "new.jpg").read_bytes() == b"saved in the room they had"
+    assert not any(image.exists() for image in images)
+
+
+def _make_directories(parent: Path, count: int) -> None:
+    for number in range(count):
+        os.mkdir(parent / f"directory-{number}")
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,58 @@
+"""The reserve: room on the disk that only deleting may use, so that a full disk can always be emptied.
+
+Deleting needs room itself: its transaction goes to the log of the index before any object may go. So a store
+keeps a few megabytes allocated. They are given back for the transaction of a delete that found the disk full,
+and taken again as soon as the barrier after it has unlinked objects; until then nothing else is written.
+"""
+
+import errno
+import os
+
+RESERVE_FILE = "reserve"
+# Some hundred deletes' worth of log. The barrier that gives it back comes within a second of the first.
+RESERVE_SIZE_BYTES = 4 << 20
+# On a small disk not more than this part of it.
+_PART_OF_DISK = 16
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Reserve:
+    """The reserve of one open store. Not thread-safe: the store's lock is held around every call."""
+
+    def __init__(self, store_path: str) -> None:
+        path = os.path.join(store_path, RESERVE_FILE)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._whole = False
+        disk = os.fstatvfs(self._fd)
+        self._size_bytes = min(RESERVE_SIZE_BYTES, disk.f_blocks * disk.f_frsize // _PART_OF_DISK)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the disk has to spare for the reserve before anybody may use it."""
+        return 0 if self._whole else self._size_bytes
+
+    def take(self) -> bool:
+        """Allocate what is missing; whether the reserve is whole.
+
+        Where the file system cannot allocate ahead (posix_fallocate(3) then writes zeros) it takes longer.
+        Raises OSError for everything but a full disk.
+        """
+        if not self._whole:
+            try:
+                os.posix_fallocate(self._fd, 0, self._size_bytes)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                self.give()  # what it got is of more use to the index
+            else:
+                self._whole = True
+        return self._whole
+
+    def give(self) -> None:
+        """Give the room to whoever writes next: the index, which the caller is about to change."""
+        self._whole = False
+        os.ftruncate(self._fd, 0)
+
+    def close(self) -> None:
+        """Close the file; it stays allocated."""
+        os.close(self._fd)

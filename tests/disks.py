@@ -1,0 +1,100 @@
+"""File systems of the tests' own, on loop devices, that can fill up, fail, and lose power."""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from support import cannot_run
+
+# _IOR('X', 125, __u32) with flag 2 (no flush of the journal): XFS_IOC_GOINGDOWN and EXT4_IOC_SHUTDOWN. What
+# was synced is on the disk afterwards, nothing else is, and every later call fails: what a power cut leaves.
+_SHUTDOWN = 0x8004587D
+_WITHOUT_FLUSH = 2
+_UNMOUNT_TIMEOUT_S = 20.0
+
+_MAKE = {"ext4": ("mkfs.ext4", "-q", "-F", "-E", "lazy_journal_init=0"), "xfs": ("mkfs.xfs", "-q", "-f")}
+
+
+class LoopDisk:
+    """A file system in a sparse file below `folder`, mounted at `path`."""
+
+    def __init__(self, folder: Path, kind: str, size_mib: int) -> None:
+        self.path = folder / f"disk-{kind}"
+        self._image = folder / f"{kind}.image"
+        self._kind = kind
+        self._size_mib = size_mib
+
+    @contextlib.contextmanager
+    def mounted(self) -> Iterator["LoopDisk"]:
+        """Make and mount it; without root, loop devices or its mkfs the test cannot run."""
+        if os.geteuid() != 0:
+            cannot_run("a file system of the test's own needs root")
+        self.path.mkdir()
+        with open(self._image, "wb") as file:
+            file.truncate(self._size_mib << 20)
+        self._prepare(*_MAKE[self._kind], self._image)
+        self._prepare("mount", "-o", "loop", self._image, self.path)
+        try:
+            yield self
+        finally:
+            self._unmount()
+
+    def cut_power(self) -> None:
+        """From now on nothing reaches the disk, and everything on it fails."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, _SHUTDOWN, _WITHOUT_FLUSH.to_bytes(4, "little"))
+        finally:
+            os.close(descriptor)
+
+    def refuse_writes(self) -> None:
+        """What ext4 does where its disk fails (errors=remount-ro): every write fails, reading goes on."""
+        assert self._kind == "ext4"
+        subprocess.run(["mount", "-o", "remount,errors=remount-ro", self.path], check=True)
+        device = subprocess.run(
+            ["findmnt", "-no", "SOURCE", self.path], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("a failing disk")
+
+    def restart(self) -> None:
+        """What a reboot finds: the journal is replayed, the page cache is gone."""
+        self._unmount()
+        subprocess.run(["mount", "-o", "loop", self._image, self.path], check=True)
+
+    def fill(self) -> Path:
+        """Take all room that is left; returns the file that has it."""
+        return fill(self.path)
+
+    def _unmount(self) -> None:
+        deadline = time.monotonic() + _UNMOUNT_TIMEOUT_S
+        while True:
+            result = subprocess.run(["umount", self.path], capture_output=True, text=True, check=False)
+            if result.returncode == 0:
+                return
+            assert time.monotonic() < deadline, result.stderr
+            time.sleep(0.1)  # a killed daemon still closes its descriptors
+
+    def _prepare(self, *words: object) -> None:
+        try:
+            result = subprocess.run(
+                [str(word) for word in words], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError as error:
+            cannot_run(f"{error.filename} is missing")
+        if result.returncode != 0:
+            cannot_run(f"no {self._kind} of our own here: {result.stderr.strip()}")
+
+
+def fill(directory: Path) -> Path:
+    """Take all room that the file system has left; returns the file that has it."""
+    filler = directory / "filler"
+    with open(filler, "ab", buffering=0) as file:
+        for size_bytes in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size_bytes))
+    return filler
