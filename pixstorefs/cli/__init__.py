@@ -12,6 +12,7 @@ import click
 from pixstorefs.cli import console
 from pixstorefs.cli.init import init_command
 from pixstorefs.cli.mount import mount_command
+from pixstorefs.cli.status import status_command
 from pixstorefs.cli.umount import umount_command
 from pixstorefs.errors import PixstoreError
 
@@ -51,6 +52,7 @@ def commands(debug: bool) -> None:
 
 commands.add_command(init_command)
 commands.add_command(mount_command)
+commands.add_command(status_command)
 commands.add_command(umount_command)
 
 

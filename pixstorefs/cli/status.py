@@ -1,0 +1,49 @@
+"""`pixstorefs status`: what is mounted where, and what recovery decided when it was."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pixstorefs.daemon.status import MountStatus
+
+
+@click.command("status", short_help="Show what is mounted, and what recovery decided.")
+@click.argument("path", type=click.Path(), required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each mount, in a list.")
+@click.pass_context
+def status_command(context: click.Context, path: str | None, as_json: bool) -> None:
+    """Show all mounts, or the one of PATH, a store or a mountpoint.
+
+    The exit status is 1 where PATH is not mounted, or only a dead mount is left of it.
+    """
+    from pixstorefs.daemon.status import statuses
+
+    found = statuses(path)
+    if as_json:
+        import dataclasses
+        import json
+
+        click.echo(json.dumps([dataclasses.asdict(status) for status in found], indent=1))
+    else:
+        for status in found:
+            _show(status)
+        if not found:
+            click.echo("nothing is mounted" if path is None else f"{path} is not mounted")
+    if path is not None and not any(status.alive for status in found):
+        context.exit(1)
+
+
+def _show(status: "MountStatus") -> None:
+    state = f"process {status.pid}" if status.pid else "process not known"
+    if not status.alive:
+        state = "dead: its process was killed; mount it again, or clean it away with pixstorefs umount"
+    click.echo(f"{status.store_path} on {status.mountpoint}")
+    click.echo(f"  {state}")
+    click.echo(f"  {status.free_bytes / 1e9:.1f} GB free")
+    if status.recovery is None:
+        click.echo("  recovery: not known, there is no log of its start")
+    elif not status.recovery:
+        click.echo("  recovery: the store was consistent when it was mounted")
+    for line in status.recovery or []:
+        click.echo(f"  recovery: {line}")

@@ -1,0 +1,48 @@
+"""`pixstorefs status` on real mounts, live, recovered and dead."""
+
+import json
+import mmap
+import os
+import signal
+
+import pytest
+from support import Mount
+
+
+def test_status_of_a_mount(mounted: Mount) -> None:
+    """By store, by mountpoint, and among all: the same mount, its process and its free room."""
+    for words in ((), (mounted.store,), (mounted.mountpoint,)):
+        result = mounted.run("status", *words)
+        assert result.returncode == 0, result.stderr
+        assert f"{mounted.store} on {mounted.mountpoint}\n  process {mounted.pid}\n" in result.stdout
+    disk = os.statvfs(mounted.mountpoint)
+    (status,) = json.loads(mounted.run("status", "--json", mounted.store).stdout)
+    assert status["pid"] == mounted.pid
+    assert status["recovery"] == []
+    assert abs(status["free_bytes"] - disk.f_bavail * disk.f_frsize) < 1 << 30
+
+
+def test_status_tells_what_recovery_decided(mounted: Mount) -> None:
+    """A draft that was open when the daemon was killed is swept, and the status of the next mount says so."""
+    mounted.expect_log("recovery:")
+    # Past the kernel's cache, so that the daemon has sealed most of it when it is killed.
+    descriptor = os.open(mounted.mountpoint / "draft.jpg", os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o600)
+    os.write(descriptor, mmap.mmap(-1, 1 << 20))
+    os.write(descriptor, mmap.mmap(-1, 1 << 20))
+    mounted.kill()
+    with pytest.raises(OSError, match="not connected"):
+        os.close(descriptor)
+    mounted.mount()
+    assert "recovery: removed 1 objects of drafts" in mounted.run("status", mounted.store).stdout
+    mounted.remount()
+    assert "the store was consistent" in mounted.run("status", mounted.store).stdout
+
+
+def test_status_of_what_is_not_mounted(mounted: Mount) -> None:
+    """A dead mount and none at all: told, with exit status 1."""
+    mounted.signal(signal.SIGKILL)
+    dead = mounted.run("status", mounted.mountpoint)
+    assert (dead.returncode, "dead: its process was killed" in dead.stdout) == (1, True)
+    mounted.run("umount", mounted.mountpoint)
+    gone = mounted.run("status", mounted.store)
+    assert (gone.returncode, gone.stdout) == (1, f"{mounted.store} is not mounted\n")
