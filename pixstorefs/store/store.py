@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pixstorefs.errors import CorruptImage, CorruptStore, ReadOnlyStore
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.barrier import Barrier
+from pixstorefs.store.copies import Copies, Schedule
 from pixstorefs.store.displaced import erase, settle
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.index import Index
@@ -55,6 +56,7 @@ class Store:
         read_only: bool = False,
         mountpoint: str | None = None,
         random: Callable[[int], bytes] = os.urandom,
+        copies: Schedule | None = None,
     ) -> None:
         """Take the store's lock, open and, after an unclean stop, recover it.
 
@@ -74,7 +76,7 @@ class Store:
                 raise _needs_recovery(path)  # the log, which tells so, cannot be read here
             self.index = Index(os.path.join(path, "index.db"), index_key, store_id, read_only=immutable)
             try:
-                self._start(immutable)
+                self._start(immutable, index_key, copies)
             except BaseException:
                 self.index.close()
                 raise
@@ -83,7 +85,7 @@ class Store:
                 self._ownership.release()
             raise
 
-    def _start(self, immutable: bool) -> None:
+    def _start(self, immutable: bool, index_key: bytes, copies: Schedule | None) -> None:
         state = self.index.state()
         self.report: list[str] = []
         if not state.clean:
@@ -97,6 +99,7 @@ class Store:
         if immutable:
             self._state = state
             return
+        self._copies = Copies(self.path, self.index, index_key, state, copies)
         self._state = replace(self.numbers.bounded(state), clean=False)
         with self.index.transaction():
             self.index.put_state(self._state)
@@ -130,12 +133,15 @@ class Store:
         self._closed = True
         try:
             if self._ownership:
+                self._copies.stop()
                 self._barrier.stop()
                 self._barrier.sync()
                 with self.lock, self.index.transaction():
                     self.index.put_state(replace(self.numbers.exact(self._state), clean=True))
                 self.index.sync_log()
                 self.index.empty_log(checkpointed=self.index.checkpoint())
+                if not self.read_only:
+                    self._copies.finish()
         finally:
             self.index.close()
             self._objects.close()
@@ -165,6 +171,7 @@ class Store:
             self.index.forget_retired(token)
             self.index.put_state(state)
         self._state = state
+        self._copies.note_barrier(token)
 
     def require_writable(self) -> None:
         """Raises ReadOnlyStore; for callers that would seal content before they find out."""
@@ -179,6 +186,7 @@ class Store:
             with self.index.transaction():
                 yield self.index
             self._barrier.note_change()
+            self._copies.note_change()
 
     # Content
 
