@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.store import index_copy
 from pixstorefs.store.files import removed_on_error, sync_directory
+from pixstorefs.store.header import COPIES_FOLDER
 from pixstorefs.store.index import Index, State
 from pixstorefs.store.index_database import LOG_LIMIT_BYTES, log_size_bytes
 
 log = logging.getLogger(__name__)
 
-FOLDER = "copies"
 NAMES = ("index-1.db", "index-2.db")
 _NEW = "index.new"
 
@@ -61,7 +61,7 @@ class Copies:
         self, store_path: str, index: Index, key: bytes, opened: State, schedule: Schedule | None = None
     ) -> None:
         """`opened` is the state that the index had when it was opened, before anything was written."""
-        self._folder = os.path.join(store_path, FOLDER)
+        self._folder = os.path.join(store_path, COPIES_FOLDER)
         self._index = index
         self._key = key
         self._schedule = schedule or Schedule()
@@ -187,7 +187,7 @@ class Copies:
 
 def newest_copy(store_path: str, key: bytes, store_id: bytes) -> Copy | None:
     """The newest copy that opens, None where there is none."""
-    copies = _copies_in(os.path.join(store_path, FOLDER), key, store_id)
+    copies = _copies_in(os.path.join(store_path, COPIES_FOLDER), key, store_id)
     return max(copies, key=lambda copy: copy.age, default=None)
 
 
