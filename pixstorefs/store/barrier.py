@@ -150,10 +150,11 @@ class Barrier:
         self._objects.unlink(retired)
         with self._lock:
             self._store.barrier_passed(token, floor)
-        if self._index.checkpoint_is_due():
-            checkpointed = self._index.checkpoint()
-            with self._lock:
-                self._index.empty_log(checkpointed=checkpointed)
+        with self._index.log_at_rest(wait=False) as at_rest:
+            if at_rest and self._index.checkpoint_is_due():
+                checkpointed = self._index.checkpoint()
+                with self._lock:
+                    self._index.empty_log(checkpointed=checkpointed)
 
     def _run_at_intervals(self) -> None:
         while self._wait_for_change():

@@ -38,7 +38,7 @@ def write_durably(path: str, content: bytes) -> None:
     Temporary file in the same directory, fsync, rename, fsync of the directory. Mode 0600.
     """
     temporary = path + ".new"
-    with _removed_on_error(temporary):
+    with removed_on_error(temporary):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             write_fully(fd, memoryview(content), lambda: None)
@@ -50,7 +50,8 @@ def write_durably(path: str, content: bytes) -> None:
 
 
 @contextmanager
-def _removed_on_error(path: str) -> Iterator[None]:
+def removed_on_error(path: str) -> Iterator[None]:
+    """Remove a file that could not be completed."""
     try:
         yield
     except BaseException:

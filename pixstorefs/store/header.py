@@ -1,10 +1,16 @@
-"""What makes a directory a store: `store.json` (public header), `keys.json` (key slots), and its creation."""
+"""What makes a directory a store: `store.json` (public header), `keys.json` (key slots), and its creation.
 
+Without either no image can be opened, so `copies/` holds both a second time. The first one counts; the copy
+is read where the first is missing or is not what such a file looks like, and a writable opening puts it back.
+"""
+
+import errno
 import json
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pixstorefs.errors import CorruptStore, NewerFormat, NotAStore
 from pixstorefs.keys import keyring
@@ -18,7 +24,10 @@ HEADER_FILE = "store.json"
 KEYS_FILE = "keys.json"
 INDEX_FILE = "index.db"
 INDEX_PURPOSE = "index"
+COPIES_FOLDER = "copies"
 _LIMIT_BYTES = 1 << 20
+
+_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +41,87 @@ class Header:
 
 def is_store(path: str) -> bool:
     """Whether a directory holds a store (or what is left of one)."""
-    return os.path.lexists(os.path.join(path, HEADER_FILE))
+    return any(os.path.lexists(place) for place in _places(path, HEADER_FILE))
 
 
 def read_header(path: str) -> Header:
-    """Read `store.json`.
+    """Read `store.json`, or its copy where that is damaged.
 
     Raises NotAStore, NewerFormat, CorruptStore.
     """
     if not is_store(path):
         raise NotAStore(f"{path} is not a store: it has no {HEADER_FILE}. Nothing was changed")
-    raw = _read(os.path.join(path, HEADER_FILE))
+    return _first_whole(path, HEADER_FILE, _parse)
+
+
+def keys_json(path: str) -> bytes:
+    """The key slots of a store, or their copy where they are damaged. Raises NewerFormat, CorruptStore."""
+
+    def checked(_: str, raw: bytes) -> bytes:
+        keyring.slot_kinds(raw)
+        return raw
+
+    return _first_whole(path, KEYS_FILE, checked)
+
+
+def differing_copies(path: str) -> list[str]:
+    """Which of the two files differ from their copies: if no key fits, one of each pair may be damaged."""
+    return [name for name in (HEADER_FILE, KEYS_FILE) if len({_raw(p) for p in _places(path, name)}) > 1]
+
+
+def put_back(path: str, header: bytes, slots: bytes) -> list[str]:
+    """Make both files and their copies what just opened the store; returns a line for each lost original.
+
+    The slots authenticate the header, so a key that opened them vouches for both. With the store's lock.
+    Raises OSError.
+    """
+    report = []
+    os.makedirs(os.path.join(path, COPIES_FOLDER), 0o700, exist_ok=True)
+    for name, content in ((KEYS_FILE, slots), (HEADER_FILE, header)):
+        first, copy = _places(path, name)
+        for place in (copy, first):
+            if _raw(place) == content:
+                continue
+            write_durably(place, content)
+            if place == first:
+                report.append(f"{name} was missing or damaged; it is back from its copy")
+    return report
+
+
+def _places(path: str, name: str) -> tuple[str, str]:
+    return os.path.join(path, name), os.path.join(path, COPIES_FOLDER, name)
+
+
+def _first_whole(path: str, name: str, parse: Callable[[str, bytes], _Parsed]) -> _Parsed:
+    """What the first of a file and its copy holds that is whole; the first one's error where neither is."""
+    failure: CorruptStore | None = None
+    for place in _places(path, name):
+        try:
+            raw = _raw(place)
+            if raw is None:
+                raise CorruptStore(
+                    f"{place} is missing or cannot be read: put it back from a backup. "
+                    "The images are untouched"
+                )
+            return parse(place, raw)
+        except CorruptStore as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _raw(path: str) -> bytes | None:
+    """The content of a file, None where it is missing or the disk cannot read it. Raises OSError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_LIMIT_BYTES)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO):
+            raise
+        return None
+
+
+def _parse(path: str, raw: bytes) -> Header:
     try:
         fields = json.loads(raw)
         format_number = fields["format"]
@@ -50,24 +129,18 @@ def read_header(path: str) -> Header:
             raise ValueError
         if format_number > FORMAT:
             raise NewerFormat(
-                f"the store {path} has format {format_number}, this pixstorefs knows formats up to {FORMAT}. "
+                f"{path} has format {format_number}, this pixstorefs knows formats up to {FORMAT}. "
                 "Install a newer pixstorefs; nothing was changed"
             )
         store_id = bytes.fromhex(fields["store_id"])
         padding = {"padme": True, "none": False}[fields["padding"]]
         if len(store_id) != 16 or fields["cipher"] != "aes-256-gcm" or fields["segment_size_log2"] != 17:
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CorruptStore(
-            f"the header {os.path.join(path, HEADER_FILE)} is damaged: put it back from a backup. "
-            "The images are untouched"
+            f"the header {path} is damaged: put it back from a backup. The images are untouched"
         ) from None
     return Header(store_id, padding, raw)
-
-
-def keys_json(path: str) -> bytes:
-    """The key slots of a store. Raises CorruptStore."""
-    return _read(os.path.join(path, KEYS_FILE))
 
 
 def create_store(
@@ -81,8 +154,8 @@ def create_store(
 ) -> None:
     """Make a missing or empty directory a store.
 
-    `make_secret` is given the new store's 16-byte id. The header is written last: a creation that was
-    interrupted leaves no store, and is refused like any other directory that is not empty.
+    `make_secret` is given the new store's 16-byte id. The header comes when all else is there: a creation
+    that was interrupted leaves no store, and is refused like any other directory that is not empty.
     Raises NotAStore where the directory holds something, OSError.
     """
     _claim_directory(path)
@@ -100,8 +173,13 @@ def create_store(
     os.mkdir(os.path.join(path, "objects"), 0o700)
     index_key = keyring.derive(master_key, store_id, INDEX_PURPOSE)
     Index.create(os.path.join(path, INDEX_FILE), index_key, store_id, _root(now_ns()))
-    write_durably(os.path.join(path, KEYS_FILE), slots)
-    write_durably(os.path.join(path, HEADER_FILE), raw)
+    os.mkdir(os.path.join(path, COPIES_FOLDER), 0o700)
+    for place in _places(path, KEYS_FILE):
+        write_durably(place, slots)
+    # Its copy, which makes a store as well, only behind it.
+    for place in _places(path, HEADER_FILE):
+        write_durably(place, raw)
+    sync_directory(path)
     sync_directory(os.path.dirname(os.path.abspath(path)))
 
 
@@ -134,13 +212,3 @@ def _root(now_ns: int) -> Inode:
         mtime_ns=now_ns,
         ctime_ns=now_ns,
     )
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(_LIMIT_BYTES)
-    except FileNotFoundError:
-        raise CorruptStore(
-            f"{path} is missing: put it back from a backup. The images are untouched"
-        ) from None

@@ -49,6 +49,7 @@ class Index(Database):
         Raises CorruptStore (damaged, or of another store), NewerFormat, OSError.
         """
         super().__init__(path, key, read_only=read_only)
+        self.store_id = store_id
         try:
             with translated(path):
                 self._verify(store_id)

@@ -6,6 +6,7 @@ database (`checkpoint`) from its own thread. A torn log ends, by its checksums, 
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,7 @@ class Database:
         self._db = connect(path, key, read_only=read_only)
         self._checkpointer: apsw.Connection | None = None
         self._log_fd = -1
+        self._log_at_rest = threading.Lock()
 
     def close(self) -> None:
         """Close without syncing anything."""
@@ -86,6 +88,20 @@ class Database:
             sync_directory(os.path.dirname(self.path))
         os.fdatasync(self._log_fd)
 
+    @contextmanager
+    def log_at_rest(self, *, wait: bool) -> Iterator[bool]:
+        """For whoever reads the index for long, or empties its log: not both at a time.
+
+        Emptying waits for readers, and the store's lock would be held while it did. Without `wait` yields
+        False where somebody else is at it.
+        """
+        held = self._log_at_rest.acquire(blocking=wait)
+        try:
+            yield held
+        finally:
+            if held:
+                self._log_at_rest.release()
+
     def checkpoint_is_due(self) -> bool:
         """Whether the log is large enough to be moved into the database."""
         return log_size_bytes(self.path) >= _CHECKPOINT_FROM_BYTES
@@ -115,8 +131,11 @@ class Database:
             self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
 
-def connect(path: str, key: bytes, *, read_only: bool = False) -> apsw.Connection:
-    """A connection with the index's settings. Raises CorruptStore, OSError."""
+def connect(path: str, key: bytes, *, read_only: bool = False, journal: bool = True) -> apsw.Connection:
+    """A connection with the index's settings. Raises CorruptStore, OSError.
+
+    Without `journal` nothing protects what is written: for a file that is thrown away if it fails.
+    """
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
     name = path
     if read_only:
@@ -138,7 +157,7 @@ def connect(path: str, key: bytes, *, read_only: bool = False) -> apsw.Connectio
             if not read_only:
                 # One at a time, each to its end: APSW stops a list of statements at the first row.
                 for setting in (
-                    "journal_mode=WAL",
+                    "journal_mode=WAL" if journal else "journal_mode=OFF",
                     "synchronous=OFF",
                     "wal_autocheckpoint=0",
                     "busy_timeout=10000",

@@ -2,10 +2,18 @@
 
 import os
 
-from pixstorefs.errors import InvalidInput
+from pixstorefs.errors import InvalidInput, WrongKey
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
-from pixstorefs.store.header import INDEX_PURPOSE, create_store, is_store, keys_json, read_header
+from pixstorefs.store.header import (
+    INDEX_PURPOSE,
+    create_store,
+    differing_copies,
+    is_store,
+    keys_json,
+    put_back,
+    read_header,
+)
 from pixstorefs.store.images import ImageStore
 from pixstorefs.store.store import Store
 
@@ -17,15 +25,38 @@ def open_unlocked(
 
     Raises NotAStore, NewerFormat, CorruptStore, WrongKey, StoreInUse, OSError.
     """
-    header = read_header(path)
-    master_key = keyring.unlock(keys_json(path), secret, header.raw)
-    return Store(
+    header, slots = read_header(path), keys_json(path)
+    try:
+        master_key = keyring.unlock(slots, secret, header.raw)
+    except WrongKey as error:
+        raise _with_advice(path, error) from None
+    store = Store(
         path,
         header.store_id,
         keyring.derive(master_key, header.store_id, INDEX_PURPOSE),
         padding=header.padding,
         read_only=read_only,
         mountpoint=mountpoint,
+    )
+    if not read_only:
+        store.report += _put_back(path, header.raw, slots)
+    return store
+
+
+def _put_back(path: str, header: bytes, slots: bytes) -> list[str]:
+    try:
+        return put_back(path, header, slots)
+    except OSError as error:
+        return [f"store.json and keys.json could not be made whole from their copies: {error}"]
+
+
+def _with_advice(path: str, error: WrongKey) -> WrongKey:
+    differing = differing_copies(path)
+    if not differing:
+        return error
+    return WrongKey(
+        f"{error} {' and '.join(differing)} of the store {path} differs from its copy in copies/: if this is "
+        "the right secret, it is damaged. Move it out of the store, and the copy is used."
     )
 
 

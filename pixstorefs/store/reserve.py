@@ -17,14 +17,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Reserve:
-    """The reserve of one open store. Not thread-safe: the store's lock is held around every call."""
+    """The reserve of one store, opened when it is first used. The store's lock is held around every call."""
 
     def __init__(self, store_path: str) -> None:
-        path = os.path.join(store_path, RESERVE_FILE)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._path = os.path.join(store_path, RESERVE_FILE)
+        self._fd = -1
+        self._size_bytes = RESERVE_SIZE_BYTES
         self._whole = False
-        disk = os.fstatvfs(self._fd)
-        self._size_bytes = min(RESERVE_SIZE_BYTES, disk.f_blocks * disk.f_frsize // _PART_OF_DISK)
 
     @property
     def missing_bytes(self) -> int:
@@ -39,6 +38,7 @@ class Reserve:
         """
         if not self._whole:
             try:
+                self._open()
                 os.posix_fallocate(self._fd, 0, self._size_bytes)
             except OSError as error:
                 if error.errno not in _FULL:
@@ -51,8 +51,17 @@ class Reserve:
     def give(self) -> None:
         """Give the room to whoever writes next: the index, which the caller is about to change."""
         self._whole = False
+        self._open()
         os.ftruncate(self._fd, 0)
 
     def close(self) -> None:
         """Close the file; it stays allocated."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> None:
+        if self._fd < 0:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            disk = os.fstatvfs(self._fd)
+            self._size_bytes = min(RESERVE_SIZE_BYTES, disk.f_blocks * disk.f_frsize // _PART_OF_DISK)

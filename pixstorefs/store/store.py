@@ -18,6 +18,7 @@ from typing import TypeVar
 from pixstorefs.errors import CorruptImage, CorruptStore, NoSpace, ReadOnlyStore
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.barrier import Barrier
+from pixstorefs.store.copies import Copies, Schedule
 from pixstorefs.store.displaced import erase, settle
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.index import Index, State
@@ -62,6 +63,7 @@ class Store:
         read_only: bool = False,
         mountpoint: str | None = None,
         random: Callable[[int], bytes] = os.urandom,
+        copies: Schedule | None = None,
     ) -> None:
         """Take the store's lock, open and, after an unclean stop, recover it.
 
@@ -74,6 +76,7 @@ class Store:
         self._random = random
         self._closed = False
         self._ownership = None if read_only and not os.access(path, os.W_OK) else Ownership(path, mountpoint)
+        self._reserve = Reserve(path)
         self._objects = ObjectDirectory(path, store_id)
         try:
             immutable = self._ownership is None
@@ -81,8 +84,9 @@ class Store:
                 raise _needs_recovery(path)  # the log, which tells so, cannot be read here
             self.index = Index(os.path.join(path, "index.db"), index_key, store_id, read_only=immutable)
             try:
-                self._start(immutable)
+                self._start(immutable, index_key, copies)
             except BaseException:
+                self._reserve.close()
                 self.index.close()
                 raise
         except BaseException:
@@ -90,9 +94,7 @@ class Store:
                 self._ownership.release()
             raise
 
-    def _start(self, immutable: bool) -> None:
-        if not immutable:
-            self._reserve = Reserve(self.path)
+    def _start(self, immutable: bool, index_key: bytes, copies: Schedule | None) -> None:
         state = self.index.state()
         self.report: list[str] = []
         if not state.clean:
@@ -106,6 +108,7 @@ class Store:
         if immutable:
             self._state = state
             return
+        self._copies = Copies(self.path, self.index, index_key, state, copies)
         self._state = replace(self.numbers.bounded(state), clean=False)
         self._with_reserve(lambda: self._put_state(self._state))
         self.index.sync_log()
@@ -139,15 +142,17 @@ class Store:
         self._closed = True
         try:
             if self._ownership:
+                self._copies.stop()
                 self._barrier.stop()
                 self._barrier.sync()
                 closed = replace(self.numbers.exact(self._state), clean=True)
                 self._with_reserve(lambda: self._put_state(closed))
                 self.index.sync_log()
                 self.index.empty_log(checkpointed=self.index.checkpoint())
+                if not self.read_only:
+                    self._copies.finish()
         finally:
-            if self._ownership:
-                self._reserve.close()
+            self._reserve.close()
             self.index.close()
             self._objects.close()
             if self._ownership:
@@ -184,6 +189,7 @@ class Store:
         self._with_reserve(note)
         self._state = state
         self._reserve.take()
+        self._copies.note_barrier(token)
 
     def require_writable(self) -> None:
         """Raises ReadOnlyStore; for callers that would seal content before they find out."""
@@ -235,6 +241,7 @@ class Store:
                 )
                 raise
             self._barrier.note_change()
+            self._copies.note_change()
 
     # Content
 

@@ -215,7 +215,8 @@ class TestRefusedStores:
 
     def test_damaged_header(self, unmounted: Mount) -> None:
         assert unmounted.run("init", unmounted.store).returncode == 0
-        (unmounted.store / "store.json").write_text("{}")
+        for name in ("store.json", "copies/store.json"):
+            (unmounted.store / name).write_text("{}")
         result = unmounted.run("mount", unmounted.store, unmounted.mountpoint)
         assert_refused(result, 8, "store.json")
 

@@ -368,8 +368,12 @@ def test_newer_format(place, images, name):
 
 @pytest.mark.parametrize("name", ["store.json", "keys.json"])
 def test_every_byte_of_the_header_and_the_keys_counts(place, images, name):
-    """Whichever byte of store.json or keys.json is changed, or how much cut off: no way in, no write."""
+    """Whichever byte of store.json or keys.json is changed, or how much cut off: no way in, no write.
+
+    That is without its copy, which would be read instead wherever the file does not even parse.
+    """
     images.close()
+    (place.path / "copies" / name).unlink()
     path = place.path / name
     original = path.read_bytes()
     damages = [original[:length] for length in range(0, len(original), 9)]
@@ -384,6 +388,7 @@ def test_every_byte_of_the_header_and_the_keys_counts(place, images, name):
     path.write_bytes(original)
     assert digests(place.path) == before
     place.open().close()
+    assert (place.path / "copies" / name).read_bytes() == original
 
 
 @pytest.mark.parametrize("name", ["keys.json", "index.db", "objects"])
@@ -392,6 +397,7 @@ def test_missing_parts(place, images, name):
     record = images.save_image(image(1000))
     images.close()
     (place.path / name).rename(place.path.parent / "away")
+    (place.path / "copies" / name).unlink(missing_ok=True)
     if name == "objects":
         with place.open() as again, pytest.raises(CorruptImage):
             again.read_image(record.id)

@@ -1,0 +1,209 @@
+"""Copies of the index inside the store, so that a damaged index costs at most what was saved since the last.
+
+Two are kept, `copies/index-1.db` and `copies/index-2.db`. A new one is written beside them, synced, read back
+from the disk, and only then replaces the older one (or the one that is damaged or missing): at every moment
+there is one that was whole when it was made. They are made at a clean close, every day, every 10,000 saves
+and deletes, and soon after the first change of a store that has none. A copy that fails costs a line in the
+log and nothing else.
+"""
+
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+
+from pixstorefs.errors import NoSpace, PixstoreError
+from pixstorefs.store import index_copy
+from pixstorefs.store.files import removed_on_error, sync_directory
+from pixstorefs.store.header import COPIES_FOLDER
+from pixstorefs.store.index import Index, State
+from pixstorefs.store.index_database import LOG_LIMIT_BYTES, log_size_bytes
+
+log = logging.getLogger(__name__)
+
+NAMES = ("index-1.db", "index-2.db")
+_NEW = "index.new"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a copy is made while the store is open. Tokens count saves and deletes."""
+
+    first_after_s: float = 60.0
+    every_s: float = 86_400.0
+    every_tokens: int = 10_000
+    again_after_failure_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy that can be opened. Whether every page of it can be read is not known yet."""
+
+    path: str
+    state: State
+    made_ns: int
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Orders copies, the newest last: by what they hold; by the clock only where that is the same."""
+        return self.state.durable_token, self.made_ns
+
+
+class _GivenUp(Exception):
+    """The store is being closed, or the log has grown too long for a copy to hold it."""
+
+
+class Copies:
+    """Keeps the copies of one open store. Its thread makes them; `finish` makes the last one."""
+
+    def __init__(
+        self, store_path: str, index: Index, key: bytes, opened: State, schedule: Schedule | None = None
+    ) -> None:
+        """`opened` is the state that the index had when it was opened, before anything was written."""
+        self._folder = os.path.join(store_path, COPIES_FOLDER)
+        self._index = index
+        self._key = key
+        self._schedule = schedule or Schedule()
+        newest = newest_copy(store_path, key, index.store_id)
+        self._exists = newest is not None
+        self._token = newest.state.durable_token if newest else 0
+        self._made_at_s = time.monotonic() - (_age_s(newest) if newest else 0)
+        self._retry_at_s = 0.0
+        # A copy of a clean close has the very state that the next opening finds.
+        self._outdated = newest is None or not opened.clean or newest.state != opened
+        self._changed_at_s: float | None = None
+        self._newest_token = opened.next_token
+        self._wake = threading.Condition()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def note_change(self) -> None:
+        """A transaction was committed (with the store's lock held)."""
+        if self._changed_at_s is not None:
+            return
+        with self._wake:
+            self._changed_at_s = time.monotonic()
+            self._wake.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="copies", daemon=True)
+            self._thread.start()
+
+    def note_barrier(self, token: int) -> None:
+        """Everything up to `token` is durable (with the store's lock held)."""
+        self._newest_token = token
+        if self._changed_at_s is not None and token - self._token >= self._schedule.every_tokens:
+            with self._wake:
+                self._wake.notify_all()
+
+    def stop(self) -> None:
+        """End the thread; a copy it is making is given up."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def finish(self) -> None:
+        """At a clean close, after `stop`: a copy of the last state, if the newest one is not that."""
+        if self._outdated or self._changed_at_s is not None:
+            self._stopped = False
+            self._make()
+
+    def _run(self) -> None:
+        while self._wait_until_due():
+            self._make()
+
+    def _wait_until_due(self) -> bool:
+        """Wait until a copy is due; False once stopped."""
+        with self._wake:
+            while not self._stopped:
+                due_at_s = self._due_at_s()
+                delay_s = None if due_at_s is None else due_at_s - time.monotonic()
+                if delay_s is not None and delay_s <= 0:
+                    return True
+                self._wake.wait(delay_s)
+            return False
+
+    def _due_at_s(self) -> float | None:
+        if self._changed_at_s is None:
+            return None
+        if not self._exists:
+            due_at_s = self._changed_at_s + self._schedule.first_after_s
+        elif self._newest_token - self._token >= self._schedule.every_tokens:
+            due_at_s = 0.0
+        else:
+            due_at_s = self._made_at_s + self._schedule.every_s
+        return max(due_at_s, self._retry_at_s)
+
+    def _make(self) -> None:
+        """Make a copy; whatever goes wrong with it is a line in the log."""
+        changed_at_s = self._changed_at_s
+        self._changed_at_s = None  # what is committed from now on may not be in it
+        try:
+            state = self._replace_older()
+        except _GivenUp:
+            log.debug("a copy of the index was given up")
+        except (OSError, PixstoreError) as error:
+            log.warning("no copy of the index could be made: %s. The index itself is not affected", error)
+        else:
+            self._exists, self._outdated = True, False
+            self._made_at_s, self._token = time.monotonic(), state.durable_token
+            return
+        self._changed_at_s = changed_at_s or self._changed_at_s
+        self._retry_at_s = time.monotonic() + self._schedule.again_after_failure_s
+
+    def _replace_older(self) -> State:
+        os.makedirs(self._folder, 0o700, exist_ok=True)
+        path = os.path.join(self._folder, _NEW)
+        if os.path.lexists(path):
+            os.unlink(path)  # of a process that was killed
+        with self._index.log_at_rest(wait=True):
+            self._require_room()
+            index_copy.take_copy(self._index.path, self._key, path, self._go_on)
+        with removed_on_error(path):
+            index_copy.verify(path, self._key, self._index.store_id)
+            state = index_copy.state_of(path, self._key, self._index.store_id)
+            os.rename(path, self._target())
+        sync_directory(self._folder)
+        return state
+
+    def _target(self) -> str:
+        copies = {copy.path: copy for copy in _copies_in(self._folder, self._key, self._index.store_id)}
+        paths = [os.path.join(self._folder, name) for name in NAMES]
+        return min(paths, key=lambda path: copies[path].age if path in copies else (-1, 0))
+
+    def _require_room(self) -> None:
+        """A copy takes at most half of what is left: it must not be what fills the disk."""
+        space = os.statvfs(self._folder)
+        size_bytes = os.stat(self._index.path).st_size + log_size_bytes(self._index.path)
+        if space.f_bavail * space.f_frsize < 2 * size_bytes:
+            raise NoSpace(f"the disk has too little room for {size_bytes} bytes more")
+
+    def _go_on(self) -> None:
+        if self._stopped or log_size_bytes(self._index.path) > LOG_LIMIT_BYTES:
+            raise _GivenUp
+
+
+def newest_copy(store_path: str, key: bytes, store_id: bytes) -> Copy | None:
+    """The newest copy that opens, None where there is none."""
+    copies = _copies_in(os.path.join(store_path, COPIES_FOLDER), key, store_id)
+    return max(copies, key=lambda copy: copy.age, default=None)
+
+
+def _copies_in(folder: str, key: bytes, store_id: bytes) -> list[Copy]:
+    found = []
+    for name in NAMES:
+        path = os.path.join(folder, name)
+        try:
+            made_ns = os.stat(path).st_mtime_ns
+            found.append(Copy(path, index_copy.state_of(path, key, store_id), made_ns))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, PixstoreError) as error:
+            log.info("a copy of the index cannot be used: %s", error)
+    return found
+
+
+def _age_s(copy: Copy) -> float:
+    return max(0.0, (time.time_ns() - copy.made_ns) / 1e9)
