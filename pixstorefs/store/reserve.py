@@ -6,7 +6,10 @@ and taken again as soon as the barrier after it has unlinked objects; until then
 """
 
 import errno
+import logging
 import os
+
+log = logging.getLogger(__name__)
 
 RESERVE_FILE = "reserve"
 # Some hundred deletes' worth of log. The barrier that gives it back comes within a second of the first.
@@ -34,7 +37,7 @@ class Reserve:
         """Allocate what is missing; whether the reserve is whole.
 
         Where the file system cannot allocate ahead (posix_fallocate(3) then writes zeros) it takes longer.
-        Raises OSError for everything but a full disk.
+        A disk that fails has no room either; whoever goes on to write to it will learn why.
         """
         if not self._whole:
             try:
@@ -42,8 +45,9 @@ class Reserve:
                 os.posix_fallocate(self._fd, 0, self._size_bytes)
             except OSError as error:
                 if error.errno not in _FULL:
-                    raise
-                self.give()  # what it got is of more use to the index
+                    log.warning("no room for deleting on a full disk can be reserved: %s", error)
+                if self._fd >= 0:
+                    self.give()  # what it got is of more use to the index
             else:
                 self._whole = True
         return self._whole
@@ -51,8 +55,11 @@ class Reserve:
     def give(self) -> None:
         """Give the room to whoever writes next: the index, which the caller is about to change."""
         self._whole = False
-        self._open()
-        os.ftruncate(self._fd, 0)
+        try:
+            self._open()
+            os.ftruncate(self._fd, 0)
+        except OSError as error:
+            log.warning("the room reserved for deleting cannot be used: %s", error)
 
     def close(self) -> None:
         """Close the file; it stays allocated."""

@@ -1,0 +1,320 @@
+"""Die, fail or lose power at every system call of every scenario, and see what is left.
+
+Run as a program: it preloads faults.c into itself, finds the calls of a scenario by running it, and runs it
+again for each of them in a forked child with a fault there. What is left must be exactly the state before or
+after the step that was hit; what was acknowledged must be there; and nothing may be left over.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__":  # the folders that pytest knows by itself
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "store")]
+
+from disks import LoopDisk
+from scenarios import SCENARIOS, Scenario, Step, Tree, describe, named, prepare, settings
+from stores import Place, objects_of
+
+from pixstorefs.errors import PixstoreError
+from pixstorefs.store.store import Store
+
+_SHIM = "PIXSTOREFS_FAULTS"
+_COUNT, _DIE_BEFORE, _DIE_AFTER, _FAIL, _FAIL_ON, _SHORTEN, _CUT_POWER = range(7)
+KINDS = {
+    "die before": (_DIE_BEFORE, 0),
+    "die after": (_DIE_AFTER, 0),
+    "EIO": (_FAIL, errno.EIO),
+    "ENOSPC": (_FAIL, errno.ENOSPC),
+    "EIO from then on": (_FAIL_ON, errno.EIO),
+    "ENOSPC from then on": (_FAIL_ON, errno.ENOSPC),
+    "short write": (_SHORTEN, 0),
+    "power cut": (_CUT_POWER, 0),
+}
+_DIED = 77
+_OPENED, _SYNCED, _CLOSED = "opened", "synced", "closed"
+
+
+@dataclass
+class Tally:
+    """What the harness proved."""
+
+    points: int = 0
+    old: int = 0
+    new: int = 0
+    failed_and_told: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+
+class Shim:
+    """The preloaded library."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(os.environ[_SHIM])
+        self._library.faults_calls.restype = ctypes.c_long
+
+    def arm(self, root: Path, kind: int, at: int, number: int, trace: int = -1) -> None:
+        """Begin to count the calls below `root`."""
+        self._library.faults_arm(os.fsencode(root), kind, ctypes.c_long(at), number, trace)
+
+
+class Harness:
+    """One scenario with a prepared store, run again and again in `site`."""
+
+    def __init__(self, scenario: Scenario, site: "Site", shim: Shim) -> None:
+        self._scenario = scenario
+        self._site = site
+        self._shim = shim
+        base = site.folder / "base"
+        base.mkdir()
+        self._base = Place(base)
+        prepare(self._base, scenario)
+        self._place = Place(site.disk_folder)
+        shutil.copy(self._base.keyfile, self._place.keyfile)
+        self.states = self._legal_states()
+
+    def _legal_states(self) -> list[Tree]:
+        """What the store shows before the first step and after each."""
+        self._reset()
+        store = self._place.open_store()
+        states = [describe(store)]
+        for step in self._scenario.steps:
+            step(store)
+            states.append(describe(store))
+        store.close()
+        return states
+
+    def trace(self) -> list[str]:
+        """The calls of the scenario without a fault, in their order."""
+        self._reset()
+        with tempfile.TemporaryFile() as file:
+            self._run(lambda: self._shim.arm(self._place.path, _COUNT, 0, 0, file.fileno()))
+            file.seek(0)
+            return file.read().decode().splitlines()
+
+    def check(self, kind: str, at: int, tally: Tally) -> None:
+        """Run the scenario with a fault at one call, and judge what is left."""
+        self._reset()
+        what, number = KINDS[kind]
+        status, notes = self._run(lambda: self._shim.arm(self._place.path, what, at, number))
+        tally.points += 1
+        if what == _CUT_POWER:
+            self._site.restart()
+        legal = self._legal(what, notes)
+        problems = [note for note in notes if note.startswith("!")]
+        if status not in (0, _DIED):
+            problems.append(f"the process ended with {status}")
+        try:
+            found = self._reopened()
+        except (PixstoreError, OSError, AssertionError) as error:
+            problems.append(f"{type(error).__name__}: {error}")
+        else:
+            if found not in legal:
+                problems.append(f"neither old nor new: {_brief(found)}, legal: {[_brief(t) for t in legal]}")
+            tally.old += found == self.states[0]
+            tally.new += found == self.states[-1]
+        tally.failed_and_told += any(note.startswith("failed") for note in notes)
+        tally.problems += [f"{self._scenario.name}, {kind} at call {at}: {problem}" for problem in problems]
+
+    def _legal(self, what: int, notes: list[str]) -> list[Tree]:
+        done = sum(note.startswith("done") for note in notes)
+        if _SYNCED in notes or _CLOSED in notes:
+            return [self.states[done]]
+        if what == _CUT_POWER:
+            return self.states[: done + 2]
+        # Nothing that was acknowledged goes with the process; the step under way may have been done.
+        return self.states[done : done + 2]
+
+    def _reopened(self) -> Tree:
+        """What a new opening shows; a second one has nothing to recover, and no object is left over."""
+        store = self._place.open_store()
+        found = describe(store)
+        store.close()
+        store = self._place.open_store()
+        try:
+            assert store.report == [], f"recovered twice: {store.report}"
+            assert describe(store) == found, "the second opening shows something else"
+            store.sync()
+            known = set(_objects_wanted(store))
+        finally:
+            store.close()
+        left = set(objects_of(self._place.path)) ^ known
+        assert not left, f"objects left over or missing: {left}"
+        return found
+
+    def _reset(self) -> None:
+        shutil.rmtree(self._place.path, ignore_errors=True)
+        shutil.copytree(self._base.path, self._place.path)
+        self._site.sync()
+
+    def _run(self, arm: Callable[[], None]) -> tuple[int, list[str]]:
+        """The scenario in a child; returns its exit status and what it wrote down."""
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            status = 70
+            try:
+                os.close(read_end)
+                with settings(self._scenario):
+                    arm()
+                    self._act(lambda note: os.write(write_end, note.encode() + b"\n"))
+                status = 0
+            except BaseException as error:
+                os.write(write_end, f"! {type(error).__name__}: {error}\n".encode())
+            finally:
+                os._exit(status)
+        os.close(write_end)
+        with open(read_end, "rb") as pipe:
+            notes = pipe.read().decode().splitlines()
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), notes
+
+    def _act(self, note: Callable[[str], object]) -> None:
+        """Open, do the steps, sync, close. A step that fails must have changed nothing; it is tried again."""
+        try:
+            store = self._place.open_store()
+        except (PixstoreError, OSError) as error:
+            note(f"failed to open: {error}")
+            return
+        note(_OPENED)
+        for number, step in enumerate(self._scenario.steps):
+            if not self._do(store, step, number, note):
+                break
+        for what, finish in ((_SYNCED, store.sync), (_CLOSED, store.close)):
+            try:
+                finish()
+                note(what)
+            except (PixstoreError, OSError) as error:
+                note(f"failed: {error}")
+
+    def _do(self, store: Store, step: Step, number: int, note: Callable[[str], object]) -> bool:
+        for _ in range(2):
+            try:
+                step(store)
+            except (PixstoreError, OSError) as error:
+                note(f"failed: {error}")
+                with contextlib.suppress(PixstoreError, OSError):  # an index that cannot be read tells so
+                    if describe(store) != self.states[number]:
+                        note(f"! step {number} failed and changed something: {error}")
+            else:
+                note(f"done {number}")
+                return True
+        return False
+
+
+def _objects_wanted(store: Store) -> Iterator[int]:
+    pending = [1]
+    while pending:
+        for _, _, inode in store.entries(pending.pop(), 0, 10_000):
+            if inode.image_id and store.version(inode).runs:
+                yield store.version(inode).version_id
+            elif not inode.image_id:
+                pending.append(inode.ino)
+
+
+def _brief(tree: Tree) -> dict[str, tuple[int, int]]:
+    return {path: (len(content), nlink) for path, (_, content, nlink, _) in tree.items()}
+
+
+class Site:
+    """Where the stores lie: memory, or a loop device that can lose its power."""
+
+    def __init__(self, folder: Path, disk: LoopDisk | None) -> None:
+        self.folder = folder
+        self._disk = disk
+        self.disk_folder = disk.path if disk else folder
+
+    def sync(self) -> None:
+        """What was prepared survives the cut."""
+        if self._disk:
+            subprocess.run(["sync", "-f", self._disk.path], check=True)
+
+    def restart(self) -> None:
+        """After a power cut."""
+        assert self._disk is not None
+        self._disk.restart()
+
+
+@contextlib.contextmanager
+def site(*, with_power: bool) -> Iterator[Site]:
+    """A place for one scenario."""
+    memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) and not with_power else None
+    with tempfile.TemporaryDirectory(prefix="pixstorefs-faults-", dir=memory) as directory:
+        folder = Path(directory)
+        if not with_power:
+            yield Site(folder, None)
+            return
+        with LoopDisk(folder, "ext4", size_mib=128).mounted() as disk:
+            yield Site(folder, disk)
+
+
+def run(scenarios: list[Scenario], kinds: list[str], stride: int) -> Tally:
+    """Every `stride`-th call of every scenario, with every kind of fault."""
+    shim = Shim()
+    tally = Tally()
+    for scenario in scenarios:
+        for power in sorted({kind == "power cut" for kind in kinds}):
+            with site(with_power=power) as place:
+                harness = Harness(scenario, place, shim)
+                trace = harness.trace()
+                tally.calls.update(line.split(" ")[0] for line in trace)
+                for offset, kind in enumerate(kind for kind in kinds if (kind == "power cut") is power):
+                    for at in range(1 + offset % stride, len(trace) + 1, stride):
+                        harness.check(kind, at, tally)
+    return tally
+
+
+def compile_shim(folder: Path) -> Path:
+    """Build faults.c with the machine's compiler. Raises FileNotFoundError where there is none."""
+    library = folder / "faults.so"
+    source = Path(__file__).with_name("faults.c")
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", library, source, "-ldl"],
+        check=True,
+    )
+    return library
+
+
+def main() -> int:
+    """Run as asked and print the counts; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="faulting", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--scenario", action="append", help="only this one (default: all)")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="only this one (default: all)")
+    parser.add_argument("--stride", type=int, default=1, help="every so many calls (default 1: all)")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    if _SHIM not in os.environ:
+        with tempfile.TemporaryDirectory() as folder:
+            library = str(compile_shim(Path(folder)))
+            environment = os.environ | {_SHIM: library, "LD_PRELOAD": library}
+            return subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
+    logging.disable()  # every fault is complained of, as it should be
+    scenarios = [named(name) for name in asked.scenario] if asked.scenario else list(SCENARIOS)
+    tally = run(scenarios, asked.kind or list(KINDS), asked.stride)
+    if asked.json:
+        print(json.dumps(tally.__dict__))
+    else:
+        print(
+            f"{len(scenarios)} scenarios, {tally.points} faults: {tally.old} times old, {tally.new} times "
+            f"new, {tally.failed_and_told} told as an error, {len(tally.problems)} problems"
+        )
+        print(", ".join(f"{count} {call}" for call, count in tally.calls.most_common()))
+        for problem in tally.problems:
+            print(problem)
+    return 1 if tally.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What the fault harness does to a store: each scenario a list of atomic steps on a prepared store."""
+
+import contextlib
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from stores import SEGMENT, Place, content_of, image, replace_file, save_file
+
+from pixstorefs.store import index_database
+from pixstorefs.store.draft import Draft
+from pixstorefs.store.images import ImageStore
+from pixstorefs.store.index import ROOT_INO
+from pixstorefs.store.records import Inode
+from pixstorefs.store.store import Store
+
+Step = Callable[[Store], object]
+# Path -> (type, content, link count, xattrs). Times are left out: a version that comes back has its own.
+Tree = dict[str, tuple[str, bytes, int, tuple[tuple[bytes, bytes], ...]]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`steps` run one after the other on a store that `prepare` made and closed (or left `unclean`)."""
+
+    name: str
+    steps: tuple[Step, ...]
+    unclean: bool = False
+    # Every barrier moves the log into the database, as it would after megabytes of changes.
+    checkpoints: bool = False
+
+
+def describe(store: Store) -> Tree:
+    """Everything that a store shows."""
+    found: Tree = {}
+    _walk(store, ROOT_INO, "", found)
+    return found
+
+
+def _walk(store: Store, parent: int, prefix: str, found: Tree) -> None:
+    for _, name, inode in store.entries(parent, 0, 10_000):
+        path = prefix + name.decode()
+        content = content_of(store, inode) if inode.image_id else b""
+        xattrs = tuple(sorted(store.xattrs(inode.ino).items()))
+        found[path] = (oct(stat.S_IFMT(inode.mode)), content, inode.nlink, xattrs)
+        if stat.S_ISDIR(inode.mode):
+            _walk(store, inode.ino, path + "/", found)
+
+
+def prepare(place: Place, scenario: Scenario) -> None:
+    """A store with a few images, a hard link and a directory."""
+    place.open().close()
+    store = place.open_store()
+    try:
+        for name in "abcd":
+            save_file(store, name, lambda draft, name=name: draft.write(0, image(SEGMENT + 10, name)))
+        store.link(_ino(store, "c"), ROOT_INO, b"c-linked", 3)
+        store.add(_directory(store), ROOT_INO, b"directory")
+        store.put_xattr(_ino(store, "d"), b"user.note", b"first", 3)
+        store.sync()
+        if scenario.unclean:
+            _leave_unclean(place, store)
+    finally:
+        store.close()
+    if scenario.unclean:
+        shutil.rmtree(place.path)
+        place.path.with_name("unclean").rename(place.path)
+    # Each run begins by allocating it, which makes that one of the steps.
+    (place.path / "reserve").unlink()
+
+
+def _leave_unclean(place: Place, store: Store) -> None:
+    """A copy of the store as a kill leaves it: unsynced saves, displaced images, an open draft."""
+    with store.lock:
+        replace_file(store, "a", image(SEGMENT, "a2"))
+        save_file(store, "new", lambda draft: draft.write(0, image(100, "new")))
+        store.rename(ROOT_INO, b"new", ROOT_INO, b"b", 4)
+        store.remove(ROOT_INO, b"d", 4)
+        draft = Draft(store.allocator, store.allocator.new_image_id(store.numbers.ino()))
+        draft.write(0, image(3 * SEGMENT, "draft"))
+        shutil.copytree(place.path, place.path.with_name("unclean"))
+        draft.close()
+
+
+def _ino(store: Store, name: str) -> int:
+    inode = store.lookup(ROOT_INO, name.encode())
+    assert inode is not None
+    return inode.ino
+
+
+def _directory(store: Store) -> Inode:
+    return Inode(store.numbers.ino(), stat.S_IFDIR | 0o755, 0, 0, 2, 0, 0, 0, 3, 3, 3)
+
+
+def _save(name: str, size_bytes: int) -> Step:
+    return lambda store: save_file(
+        store, name, lambda draft: draft.write(0, image(size_bytes, name) if size_bytes else b"")
+    )
+
+
+def _rewritten(draft: Draft) -> None:
+    """Written in order, then its sealed front once more: everything is sealed anew into another object."""
+    draft.write(0, image(6 * SEGMENT, "long"))
+    draft.write(10, b"changed")
+
+
+def _update(name: str, size_bytes: int) -> Step:
+    return lambda store: replace_file(store, name, image(size_bytes, "new") if size_bytes else b"")
+
+
+def _rename(name: str, new_name: str) -> Step:
+    return lambda store: store.rename(ROOT_INO, name.encode(), ROOT_INO, new_name.encode(), 5)
+
+
+def _remove(name: str) -> Step:
+    return lambda store: store.remove(ROOT_INO, name.encode(), 5)
+
+
+def _delete_image(store: Store) -> None:
+    inode = store.lookup(ROOT_INO, b"c")
+    if inode is not None and inode.image_id is not None:
+        assert ImageStore(store).delete_image(inode.image_id.hex())
+
+
+def _sync(store: Store) -> None:
+    store.sync()
+
+
+SCENARIOS = (
+    Scenario("save", (_save("new", 2 * SEGMENT + 1),)),
+    Scenario("save an empty file", (_save("new", 0),)),
+    Scenario("save what was rewritten", (lambda store: save_file(store, "long", _rewritten),)),
+    Scenario("save over another", (_save("a", 1000),)),
+    Scenario("update", (_update("a", SEGMENT + 1),)),
+    Scenario("update to nothing", (_update("a", 0),)),
+    Scenario("update twice", (_update("a", 1000), _update("a", 2000))),
+    Scenario("update a linked image", (_update("c", 1000),)),
+    Scenario("update with checkpoints", (_update("a", 1000), _sync, _update("b", 500)), checkpoints=True),
+    Scenario("rename", (_rename("a", "new"),)),
+    Scenario("rename over", (_rename("a", "b"),)),
+    Scenario("save and rename over", (_save("tmp", 1000), _rename("tmp", "a"))),
+    Scenario("exchange", (lambda store: store.exchange(ROOT_INO, b"a", ROOT_INO, b"b", 5),)),
+    Scenario("delete", (_remove("a"),)),
+    Scenario("delete a link", (_remove("c"),)),
+    Scenario("delete all links", (_delete_image,)),
+    Scenario("link", (lambda store: store.link(_ino(store, "a"), ROOT_INO, b"a-linked", 5),)),
+    Scenario("make a directory", (lambda store: store.add(_directory(store), ROOT_INO, b"made"),)),
+    Scenario("set an xattr", (lambda store: store.put_xattr(_ino(store, "d"), b"user.note", b"second", 5),)),
+    Scenario("recover", (), unclean=True),
+)
+
+
+@contextlib.contextmanager
+def settings(scenario: Scenario) -> Iterator[None]:
+    """What is special in the process that runs the scenario."""
+    before = index_database._CHECKPOINT_FROM_BYTES
+    if scenario.checkpoints:
+        index_database._CHECKPOINT_FROM_BYTES = 0
+    try:
+        yield
+    finally:
+        index_database._CHECKPOINT_FROM_BYTES = before
+
+
+def named(name: str) -> Scenario:
+    """The scenario of this name."""
+    for scenario in SCENARIOS:
+        if scenario.name == name:
+            return scenario
+    sys.exit(f"no scenario {name!r}; there are: {', '.join(scenario.name for scenario in SCENARIOS)}")

@@ -1,0 +1,85 @@
+"""A fault at any system call leaves every image exactly old or new. The long form: scripts/torture faults."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import faulting
+import pytest
+from scenarios import SCENARIOS
+from support import cannot_run
+
+_STRIDE = 29
+CALLS = {"write", "fdatasync", "fsync", "create", "unlink", "rename", "mkdir", "ftruncate"}
+
+
+def run(*arguments: str) -> dict[str, object]:
+    """Run the harness; returns its counts."""
+    if not shutil.which("cc"):
+        cannot_run("there is no C compiler for the faults to be compiled with")
+    result = subprocess.run(
+        [sys.executable, faulting.__file__, "--json", *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout, result.stderr
+    counts: dict[str, object] = json.loads(result.stdout)
+    return counts
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_faults_leave_old_or_new(half: int) -> None:
+    """Some of all calls of all scenarios, the same in every run; each kind of fault meets each scenario."""
+    chosen = SCENARIOS[half::2]
+    kinds = [kind for kind in faulting.KINDS if kind != "power cut"]
+    counts = run(
+        *("--stride", str(_STRIDE)),
+        *(word for scenario in chosen for word in ("--scenario", scenario.name)),
+        *(word for kind in kinds for word in ("--kind", kind)),
+    )
+    assert counts["problems"] == []
+    assert counts["points"] > len(kinds) * len(chosen) * 2
+    assert counts["old"] > len(chosen)
+    assert counts["new"] > len(chosen)
+    assert counts["failed_and_told"] > len(chosen)
+    assert {"write", "fdatasync", "fsync", "create", "unlink", "rename", "mkdir", "ftruncate"} <= set(
+        counts["calls"]
+    )
+
+
+def test_power_cut_at_calls_of_a_careful_save() -> None:
+    """The power goes at some calls of the saves that most depend on the order of writes."""
+    if os.geteuid() != 0:
+        cannot_run("a file system of the test's own needs root")
+    names = ("update", "save and rename over", "recover")
+    counts = run(
+        *("--stride", "11", "--kind", "power cut"), *(word for name in names for word in ("--scenario", name))
+    )
+    assert counts["problems"] == []
+    assert counts["points"] > 20
+    assert counts["old"] > 3
+    assert counts["new"] > 3
+
+
+def test_sqlite_is_met(tmp_path: Path) -> None:
+    """The preloaded functions see what SQLite writes, or a part of the steps would never be met."""
+    library = faulting.compile_shim(tmp_path)
+    script = (
+        "import ctypes, os, sys, apsw; "
+        "ctypes.CDLL(sys.argv[1]).faults_arm(os.fsencode(sys.argv[2]), 0, ctypes.c_long(0), 0, 1); "
+        "db = apsw.Connection(sys.argv[2] + '/db'); db.execute('CREATE TABLE t (x)'); db.close()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, library, tmp_path],
+        env=os.environ | {"LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "write /db\n" in result.stdout
+    assert "write /db-journal\n" in result.stdout
