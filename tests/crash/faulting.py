@@ -294,6 +294,9 @@ def main() -> int:
     parser.add_argument("--kind", action="append", choices=KINDS, help="only this one (default: all)")
     parser.add_argument("--stride", type=int, default=1, help="every so many calls (default 1: all)")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--trace", action="store_true", help="print the calls of the scenarios, without faults"
+    )
     asked = parser.parse_args()
     if _SHIM not in os.environ:
         with tempfile.TemporaryDirectory() as folder:
@@ -302,6 +305,11 @@ def main() -> int:
             return subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
     logging.disable()  # every fault is complained of, as it should be
     scenarios = [named(name) for name in asked.scenario] if asked.scenario else list(SCENARIOS)
+    if asked.trace:
+        for scenario in scenarios:
+            with site(with_power=False) as place:
+                print("\n".join(Harness(scenario, place, Shim()).trace()))
+        return 0
     tally = run(scenarios, asked.kind or list(KINDS), asked.stride)
     if asked.json:
         print(json.dumps(tally.__dict__))

@@ -18,18 +18,22 @@ CALLS = {"write", "fdatasync", "fsync", "create", "unlink", "rename", "mkdir", "
 
 def run(*arguments: str) -> dict[str, object]:
     """Run the harness; returns its counts."""
+    counts: dict[str, object] = json.loads(_output("--json", *arguments))
+    return counts
+
+
+def _output(*arguments: str) -> str:
     if not shutil.which("cc"):
         cannot_run("there is no C compiler for the faults to be compiled with")
     result = subprocess.run(
-        [sys.executable, faulting.__file__, "--json", *arguments],
+        [sys.executable, faulting.__file__, *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.stdout, result.stderr
-    counts: dict[str, object] = json.loads(result.stdout)
-    return counts
+    return result.stdout
 
 
 @pytest.mark.parametrize("half", [0, 1])
@@ -64,6 +68,25 @@ def test_power_cut_at_calls_of_a_careful_save() -> None:
     assert counts["points"] > 20
     assert counts["old"] > 3
     assert counts["new"] > 3
+
+
+def test_order_of_a_barrier() -> None:
+    """The object, its folder, the log; and what was replaced is unlinked only then."""
+    calls = _output("--scenario", "update", "--trace").splitlines()
+    (unlinked,) = (call for call in calls if call.startswith("unlink /objects/"))
+    created = [call for call in calls if call.startswith("create /objects/")][-1].removeprefix("create ")
+    order = [
+        calls.index(f"create {created}"),
+        calls.index(f"fdatasync {created}"),
+        calls.index(f"fsync {os.path.dirname(created)}"),
+        _next(calls, "fdatasync /index.db-wal", calls.index(f"fsync {os.path.dirname(created)}")),
+        calls.index(unlinked),
+    ]
+    assert order == sorted(order)
+
+
+def _next(calls: list[str], call: str, after: int) -> int:
+    return calls.index(call, after)
 
 
 def test_sqlite_is_met(tmp_path: Path) -> None:

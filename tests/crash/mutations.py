@@ -1,0 +1,142 @@
+"""Does the harness notice? Takes out one thing at a time that saves depend on; each time a test has to fail.
+
+Every mutation is a change of one place in a copy of the checkout. One that no longer fits the code is an
+error, and so is one that no test notices. The sync of folders is not among them: ext4 and XFS make the name of a
+new file durable with the file itself; that the call is there, and in its place, is tested by its trace.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old` occurs once in `path`; with `new` in its place one of `tests` must fail."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_POWER = ("tests/crash/test_faults.py", "tests/crash/test_durable_close.py", "tests/crash/test_cut.py")
+_RECOVERY = ("tests/store/test_recovery.py", "tests/store/test_power_loss.py", "tests/crash/test_faults.py")
+
+MUTATIONS = (
+    Mutation(
+        "objects are not synced by the barrier",
+        "pixstorefs/store/barrier.py",
+        "        self._objects.sync(objects)\n",
+        "",
+        _POWER,
+    ),
+    Mutation(
+        "the log is not synced by the barrier",
+        "pixstorefs/store/index_database.py",
+        "        os.fdatasync(self._log_fd)\n",
+        "",
+        _POWER,
+    ),
+    Mutation(
+        "replaced versions are not kept until the barrier",
+        "pixstorefs/store/index.py",
+        '        self.execute("UPDATE version SET retired_by=? WHERE version_id=?", (token, version_id))\n',
+        '        self.execute("DELETE FROM version WHERE version_id=?", (version_id,))\n',
+        _RECOVERY,
+    ),
+    Mutation(
+        "a save is two transactions",
+        "pixstorefs/store/store.py",
+        "            index.insert_version(_version_of(saved, content, token))\n",
+        "            index.insert_version(_version_of(saved, content, token))\n"
+        '            index.execute("COMMIT")\n'
+        '            index.execute("BEGIN IMMEDIATE")\n',
+        ("tests/crash/test_faults.py", "tests/crash/test_pixstore_cases.py"),
+    ),
+    Mutation(
+        "displaced images are deleted at once",
+        "pixstorefs/store/store.py",
+        " and self._may_be_lost(index, by)\n",
+        " and False\n",
+        _RECOVERY,
+    ),
+    Mutation(
+        "recovery does not verify what is recent",
+        "pixstorefs/store/recovery.py",
+        "            if not _intact(objects, version, inode.image_id):\n",
+        "            if False:\n",
+        _RECOVERY,
+    ),
+    Mutation(
+        "recovery does not sweep orphans",
+        "pixstorefs/store/recovery.py",
+        "    objects.unlink(orphans)\n",
+        "",
+        _RECOVERY,
+    ),
+    Mutation(
+        "retired objects are unlinked before the barrier's syncs",
+        "pixstorefs/store/barrier.py",
+        "            token, floor = self._store.barrier_mark()\n        self._objects.sync(objects)\n",
+        "            token, floor = self._store.barrier_mark()\n"
+        "            self._objects.unlink(self._store.barrier_retired(token))\n"
+        "        self._objects.sync(objects)\n",
+        _POWER,
+    ),
+    Mutation(
+        "a failed barrier is forgotten",
+        "pixstorefs/store/barrier.py",
+        "                self._failure = failure\n",
+        "",
+        ("tests/store/test_power_loss.py",),
+    ),
+)
+
+
+def survives(mutation: Mutation) -> bool:
+    """Whether all tests pass with the mutation."""
+    with tempfile.TemporaryDirectory(prefix="pixstorefs-mutation-") as directory:
+        copy = Path(directory, "checkout")
+        ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache")
+        shutil.copytree(_CHECKOUT, copy, ignore=ignored)
+        path = copy / mutation.path
+        source = path.read_text()
+        if source.count(mutation.old) != 1:
+            sys.exit(f"{mutation.name}: {mutation.path} has changed, the mutation does not fit any more")
+        path.write_text(source.replace(mutation.old, mutation.new))
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutation.tests],
+            cwd=copy,
+            env=os.environ | {"PYTHONPATH": str(copy)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode not in (0, 1):
+            sys.exit(f"{mutation.name}: the tests did not run:\n{result.stdout[-2000:]}")
+        if result.returncode == 1:
+            failed = next((line for line in result.stdout.splitlines() if line.startswith("FAILED")), "")
+            print(f"noticed: {mutation.name} ({failed[7:100]})", flush=True)
+        return result.returncode == 0
+
+
+def main(names: list[str]) -> int:
+    """Try all mutations, or those whose name contains one of `names`; returns the exit status."""
+    chosen = [each for each in MUTATIONS if not names or any(name in each.name for name in names)]
+    survivors = [mutation.name for mutation in chosen if survives(mutation)]
+    for name in survivors:
+        print(f"NOT noticed: {name}")
+    print(f"{len(chosen)} mutations, {len(chosen) - len(survivors)} noticed")
+    return 1 if survivors or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
