@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,6 +149,63 @@ def destroy_page(number: int) -> Callable[[Path], None]:
 def numbers_of(store: Store) -> tuple[int, int, int, int]:
     numbers = store.numbers
     return numbers.ino(), numbers.cookie(), numbers.version_id(), numbers.token()
+
+
+def kill_at(step: int, place: Place, path: Path) -> bool:
+    """Restore in a child that is killed before its n-th rename, unlink or fsync; whether it was not."""
+    pid = os.fork()
+    if pid == 0:
+        left = step
+
+        def counting(call: Callable[..., None]) -> Callable[..., None]:
+            def counted(*arguments: object) -> None:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                call(*arguments)
+
+            return counted
+
+        os.rename, os.unlink, os.fsync = counting(os.rename), counting(os.unlink), counting(os.fsync)
+        try:
+            restore(place, path)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return not os.WIFSIGNALED(status)
+
+
+def test_killed_at_any_step(used: Used) -> None:
+    """A restoring that is killed anywhere is finished by the next one, which finds as much."""
+    expected, _ = used.reopened(_restored(used, used.damaged("expected", _two_pages)))
+    step = 1
+    while True:
+        path = used.damaged("killed", _two_pages)
+        ended = kill_at(step, used.place, path)
+        restore(used.place, path)
+        found, report = used.reopened(path)
+        assert (found, report) == (expected, []), step
+        kept = list((path / "lost+found").glob("index-*/index.db"))
+        assert any(file.read_bytes()[: 4 * PAGE] == _first_pages(used) for file in kept), step
+        if ended:
+            break
+        step += 1
+    assert step > 15
+
+
+def _two_pages(store: Path) -> None:
+    destroy_page(5)(store)
+    destroy_page(9)(store)
+
+
+def _first_pages(used: Used) -> bytes:
+    return (used.place.path / "index.db").read_bytes()[: 4 * PAGE]
+
+
+def _restored(used: Used, path: Path) -> Path:
+    restore(used.place, path)
+    return path
 
 
 def test_any_page_of_the_index(used: Used) -> None:
