@@ -191,6 +191,20 @@ def newest_copy(store_path: str, key: bytes, store_id: bytes) -> Copy | None:
     return max(copies, key=lambda copy: copy.age, default=None)
 
 
+def good_copies(store_path: str, key: bytes, store_id: bytes) -> list[Copy]:
+    """The copies whose every page can be read, newest first."""
+    good = []
+    folder = os.path.join(store_path, COPIES_FOLDER)
+    for copy in sorted(_copies_in(folder, key, store_id), key=lambda copy: copy.age, reverse=True):
+        try:
+            index_copy.verify(copy.path, key, store_id)
+        except (OSError, PixstoreError) as error:
+            log.info("a copy of the index cannot be used: %s", error)
+        else:
+            good.append(copy)
+    return good
+
+
 def _copies_in(folder: str, key: bytes, store_id: bytes) -> list[Copy]:
     found = []
     for name in NAMES:

@@ -172,7 +172,7 @@ def create_store(
     master_key, slots = keyring.create(make_secret(store_id), raw, label=label, random=random)
     os.mkdir(os.path.join(path, "objects"), 0o700)
     index_key = keyring.derive(master_key, store_id, INDEX_PURPOSE)
-    Index.create(os.path.join(path, INDEX_FILE), index_key, store_id, _root(now_ns()))
+    Index.create(os.path.join(path, INDEX_FILE), index_key, store_id, root_inode(now_ns()))
     os.mkdir(os.path.join(path, COPIES_FOLDER), 0o700)
     for place in _places(path, KEYS_FILE):
         write_durably(place, slots)
@@ -198,7 +198,8 @@ def _claim_directory(path: str) -> None:
             ) from None
 
 
-def _root(now_ns: int) -> Inode:
+def root_inode(now_ns: int) -> Inode:
+    """The root directory of a new store."""
     return Inode(
         ino=ROOT_INO,
         mode=0o040755,

@@ -302,6 +302,11 @@ class Index(Database):
             for row in self.execute("SELECT version_id FROM version WHERE version_id>=?", (from_version_id,))
         }
 
+    def number_of_images(self) -> int:
+        """How many images have a name. Looks at every inode."""
+        row = self.one("SELECT count(*) FROM inode WHERE image_id IS NOT NULL AND nlink > 0")
+        return int(row[0]) if row else 0
+
     # Displaced images
 
     def insert_displaced(self, token: int, parent: int, name: bytes, old_ino: int, new_ino: int) -> None:

@@ -305,7 +305,7 @@ class ObjectDirectory:
 
     def path(self, version_id: int) -> str:
         """Where the object of a version lies."""
-        return os.path.join(self._path, str(version_id // OBJECTS_PER_FOLDER), str(version_id))
+        return object_path(self._path, version_id)
 
     def create_file(self, version_id: int) -> int:
         """A new, empty object file; returns its descriptor. Raises FileExistsError: ids are used once."""
@@ -359,6 +359,11 @@ class ObjectDirectory:
             for name in os.listdir(os.path.join(self._path, folder)):
                 if name.isdecimal() and int(name) >= version_id:
                     yield int(name)
+
+
+def object_path(folder: str, version_id: int) -> str:
+    """Where the object of a version lies below the folder of objects."""
+    return os.path.join(folder, str(version_id // OBJECTS_PER_FOLDER), str(version_id))
 
 
 def reader_of(directory: ObjectDirectory, version: Version, image_id: bytes) -> ObjectReader:
