@@ -28,6 +28,8 @@ from pixstorefs.store.recovery import path_of, recover
 
 # SQLite's integers are signed.
 _LARGEST_INO = (1 << 63) - 1
+# How long a close waits for another process that reads the index, to leave an empty log behind.
+_LAST_READER_WAIT_MS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class Store:
                 with self.lock, self.index.transaction():
                     self.index.put_state(replace(self.numbers.exact(self._state), clean=True))
                 self.index.sync_log()
-                self.index.empty_log(checkpointed=self.index.checkpoint())
+                self.index.empty_log(checkpointed=self.index.checkpoint(), wait_ms=_LAST_READER_WAIT_MS)
         finally:
             self.index.close()
             self._objects.close()
