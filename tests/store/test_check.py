@@ -11,18 +11,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import apsw
 import pytest
+from rows import change_rows
 from stores import SEGMENT, Place, content_of, digests, image, objects_of, replace_file, save_file, tree
 
 from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput, PixstoreError
-from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
 from pixstorefs.store import index_database, index_invariants
 from pixstorefs.store.check import Check, Progress
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.findings import Finding, Reaction
-from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.repair import Repair, prepare
@@ -89,19 +87,9 @@ def repair(place: Place) -> list[str]:
         store.close()
 
 
-def change_rows(place: Place, *statements: str) -> None:
+def break_rows(place: Place, *statements: str) -> None:
     """Change rows behind the back of the store."""
-    header = read_header(str(place.path))
-    secret = secret_from_keyfile(place.keyfile)
-    master_key = keyring.unlock(keys_json(str(place.path)), secret, header.raw)
-    db = index_database.connect(
-        str(place.path / "index.db"), keyring.derive(master_key, header.store_id, INDEX_PURPOSE)
-    )
-    for statement in statements:
-        db.execute(statement).fetchall()
-        assert db.changes(), f"the test changes nothing: {statement}"
-    db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-    db.close()
+    change_rows(place.path, secret_from_keyfile(place.keyfile), *statements)
 
 
 # Sound stores
@@ -465,7 +453,7 @@ def test_broken_rows(closed: Place, broken: str) -> None:
     """Exactly what was broken is told; after a repair nothing is, and a second one does nothing."""
     statements, expected = BROKEN_ROWS[broken]
     assert check(closed) == []
-    change_rows(closed, *statements)
+    break_rows(closed, *statements)
 
     assert {kind for kind, _ in problems(closed)} == expected
 
@@ -511,7 +499,7 @@ def test_the_newest_content_is_adopted(closed: Place) -> None:
     assert old is not None
     replace_file(store, "photo-1", image(2 * SEGMENT, "newer"))
     store.close()
-    change_rows(closed, f"UPDATE inode SET version_id={old.version_id} WHERE ino={old.ino}")
+    break_rows(closed, f"UPDATE inode SET version_id={old.version_id} WHERE ino={old.ino}")
     assert {kind for kind, _ in problems(closed)} == {"no-key", "stray-version"}
 
     assert any("has its newest content again" in line for line in repair(closed))
