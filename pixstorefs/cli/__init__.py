@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from pixstorefs.cli import console
+from pixstorefs.cli.check import check_command
 from pixstorefs.cli.init import init_command
 from pixstorefs.cli.mount import mount_command
 from pixstorefs.cli.status import status_command
@@ -50,6 +51,7 @@ def commands(debug: bool) -> None:
     """A directory of images that is plaintext while mounted and ciphertext on disk, saved atomically."""
 
 
+commands.add_command(check_command)
 commands.add_command(init_command)
 commands.add_command(mount_command)
 commands.add_command(status_command)

@@ -8,7 +8,7 @@ from typing import Any
 
 import apsw
 
-from pixstorefs.errors import CorruptStore, NewerFormat
+from pixstorefs.errors import CorruptImage, CorruptStore, NewerFormat
 from pixstorefs.store.index_database import Database, connect, translated
 from pixstorefs.store.index_schema import APPLICATION_ID, FORMAT, SCHEMA
 from pixstorefs.store.records import Entry, Inode, Runs, Version
@@ -43,12 +43,14 @@ class State:
 class Index(Database):
     """One open index. Not thread-safe: the store's lock is held around every call but `sync_log`."""
 
-    def __init__(self, path: str, key: bytes, store_id: bytes, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: str, key: bytes, store_id: bytes, *, read_only: bool = False, beside_owner: bool = False
+    ) -> None:
         """Open an existing index.
 
         Raises CorruptStore (damaged, or of another store), NewerFormat, OSError.
         """
-        super().__init__(path, key, read_only=read_only)
+        super().__init__(path, key, read_only=read_only, beside_owner=beside_owner)
         self.store_id = store_id
         try:
             with translated(path):
@@ -224,8 +226,11 @@ class Index(Database):
     # Versions
 
     def version(self, version_id: int) -> Version | None:
-        """A version whose key was not destroyed."""
-        row = self.one(f"SELECT {_VERSION} FROM version WHERE version_id=? AND key IS NOT NULL", version_id)
+        """A version that can be opened: its key is there and was not destroyed."""
+        row = self.one(
+            f"SELECT {_VERSION} FROM version WHERE version_id=? AND length(key)=32 AND length(iv)=12",
+            version_id,
+        )
         return _version(row) if row else None
 
     def insert_version(self, version: Version) -> None:
@@ -396,9 +401,12 @@ def _insert_inode(
 
 def _version(row: tuple[Any, ...]) -> Version:
     columns = list(row)
-    columns[9] = _runs(columns[9])
+    columns[9] = unpacked_runs(columns[9])
     return Version(*columns[:-1])
 
 
-def _runs(packed: bytes) -> Runs:
+def unpacked_runs(packed: bytes) -> Runs:
+    """The runs of a version from how its row has them. Raises CorruptImage."""
+    if len(packed) % _RUN.size:
+        raise CorruptImage("the index has lost what is stored of an image: restore it from a backup")
     return tuple((first, count) for first, count in _RUN.iter_unpack(packed))

@@ -19,18 +19,20 @@ from pixstorefs.store.files import sync_directory
 # Above this size the log is emptied even if that makes one writer wait for the disk.
 LOG_LIMIT_BYTES = 256 << 20
 _CHECKPOINT_FROM_BYTES = 8 << 20
+_BUSY_TIMEOUT_MS = 10_000
+_STEPS_BETWEEN_SIGNALS = 100_000
 
 
 class Database:
     """An open database. Not thread-safe: the store's lock is held around every call but where it says so."""
 
-    def __init__(self, path: str, key: bytes, *, read_only: bool = False) -> None:
-        """Open an existing database. Raises CorruptStore, OSError."""
+    def __init__(self, path: str, key: bytes, *, read_only: bool = False, beside_owner: bool = False) -> None:
+        """Open an existing database, as `connect` does. Raises CorruptStore, OSError."""
         self.path = path
         self._key = key
         if not os.path.exists(path):
             raise CorruptStore(f"{path} is missing: the store has lost its index")
-        self._db = connect(path, key, read_only=read_only)
+        self._db = connect(path, key, read_only=read_only, beside_owner=beside_owner)
         self._checkpointer: apsw.Connection | None = None
         self._log_fd = -1
         self._log_at_rest = threading.Lock()
@@ -115,30 +117,44 @@ class Database:
             if self._checkpointer is None:
                 self._checkpointer = connect(self.path, self._key)
                 self._checkpointer.execute("PRAGMA synchronous=FULL").fetchall()
+                self._checkpointer.set_busy_timeout(0)
             frames, copied = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         return frames == copied
 
-    def empty_log(self, *, checkpointed: bool) -> None:
+    def empty_log(self, *, checkpointed: bool, wait_ms: int = 0) -> None:
         """Truncate the log after a complete checkpoint (with the lock held).
 
-        A log that new frames reached meanwhile stays, unless it is above LOG_LIMIT_BYTES.
+        A log that new frames reached meanwhile stays, unless it is above LOG_LIMIT_BYTES. So does one that
+        another process reads (`pixstorefs check`) for longer than `wait_ms`: the next time will do.
         """
         if self._checkpointer is None:
             return
         if not checkpointed and log_size_bytes(self.path) < LOG_LIMIT_BYTES:
             return
         with translated(self.path):
-            self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self._checkpointer.set_busy_timeout(wait_ms)
+            try:
+                self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            except apsw.BusyError:
+                pass
+            finally:
+                self._checkpointer.set_busy_timeout(0)
 
 
-def connect(path: str, key: bytes, *, read_only: bool = False, journal: bool = True) -> apsw.Connection:
+def connect(
+    path: str, key: bytes, *, read_only: bool = False, beside_owner: bool = False, journal: bool = True
+) -> apsw.Connection:
     """A connection with the index's settings. Raises CorruptStore, OSError.
 
-    Without `journal` nothing protects what is written: for a file that is thrown away if it fails.
+    `read_only` is for a store that nobody changes meanwhile, `beside_owner` for one that another connection
+    may be writing to: it reads the log, too, and never writes or moves it. Without `journal` nothing protects
+    what is written: for a file that is thrown away if it fails.
     """
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
     name = path
-    if read_only:
+    if beside_owner:
+        flags = apsw.SQLITE_OPEN_READONLY
+    elif read_only:
         # immutable: no log, no locks, no -shm file: works on read-only media.
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
         name = "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23") + "?immutable=1"
@@ -147,6 +163,7 @@ def connect(path: str, key: bytes, *, read_only: bool = False, journal: bool = T
         try:
             db.pragma("cipher", "aegis")
             db.pragma("key", "raw:" + key.hex())
+            db.set_busy_timeout(_BUSY_TIMEOUT_MS)
             db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             # Closing the last connection would copy the log into the database unsynced, and delete it.
             db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
@@ -154,13 +171,15 @@ def connect(path: str, key: bytes, *, read_only: bool = False, journal: bool = T
             db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
             for setting in ("trusted_schema=OFF", "secure_delete=ON", "cell_size_check=ON"):
                 db.execute(f"PRAGMA {setting}").fetchall()
-            if not read_only:
+            if beside_owner:
+                # A check's long statements come by here, so that Python can take a signal: Ctrl-C ends them.
+                db.set_progress_handler(lambda: False, _STEPS_BETWEEN_SIGNALS)
+            elif not read_only:
                 # One at a time, each to its end: APSW stops a list of statements at the first row.
                 for setting in (
                     "journal_mode=WAL" if journal else "journal_mode=OFF",
                     "synchronous=OFF",
                     "wal_autocheckpoint=0",
-                    "busy_timeout=10000",
                 ):
                     db.execute(f"PRAGMA {setting}").fetchall()
         except BaseException:

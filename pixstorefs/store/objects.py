@@ -7,6 +7,7 @@ encryption (close took 477 µs against 393 µs, measured).
 
 import ctypes
 import errno
+import logging
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,11 @@ OBJECTS_PER_FOLDER = 4096
 SYNCFS_FROM_OBJECTS = 16
 _BATCH_SEGMENTS = 8
 _ZEROS = bytes(SEGMENT_SIZE_BYTES)
+
+# A directory or a link lies in the object's place, or the folder is not ours: no reason to stop.
+_NOT_REMOVABLE = (errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EACCES, errno.ELOOP)
+
+log = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -222,10 +228,19 @@ class ObjectReader:
         self.open()
         # What the page cache holds is no proof of what the disk does: after a write error it may differ.
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for _ in self.verified_segments():
+            pass
+
+    def verified_segments(self) -> Iterator[int]:
+        """The same in steps, from the page cache where it is there: sizes in bytes of what was verified."""
+        if not self.runs:
+            return
+        self.open()
         out = memoryview(bytearray(SEGMENT_SIZE_BYTES))
         tag = b""
         for slot, index in enumerate(self._indices()):
             tag = self._open_slot(slot, index, out)
+            yield self._segment_size(slot)
         if tag != self._sealed.tag:
             raise self._damaged("ends with another tag than the index has")
 
@@ -327,12 +342,34 @@ class ObjectDirectory:
         return os.open(self.path(version_id), os.O_RDONLY | os.O_NOFOLLOW)
 
     def unlink(self, version_ids: Iterable[int]) -> None:
-        """Remove objects; one that is not there is no error (deleting is repeatable)."""
+        """Remove objects; one that is not there is no error (deleting is repeatable).
+
+        Nor is one that is no file any more or may not be touched, which would fail every barrier from now
+        on: its key is gone in any case, and what lies there is left for `pixstorefs check` to find.
+        """
         for version_id in version_ids:
             try:
                 os.unlink(self.path(version_id))
             except FileNotFoundError:
                 pass
+            except OSError as error:
+                if error.errno not in _NOT_REMOVABLE:
+                    raise
+                log.warning("the object %d of a deleted version cannot be removed: %s", version_id, error)
+
+    def read_ahead(self, version_id: int, limit_bytes: int) -> None:
+        """Have the disk read the front of an object, anew, while others are worked on. Never fails."""
+        try:
+            fd = self.open_file(version_id)
+        except OSError:
+            return  # whoever reads it will find out
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, 0, limit_bytes, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
 
     def sync(self, version_ids: list[int]) -> None:
         """Make objects and their names durable (fsync(2): a new file needs its directory synced too)."""

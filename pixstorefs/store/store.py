@@ -36,6 +36,8 @@ R = TypeVar("R")
 
 # SQLite's integers are signed.
 _LARGEST_INO = (1 << 63) - 1
+# How long a close waits for another process that reads the index, to leave an empty log behind.
+_LAST_READER_WAIT_MS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class Store:
                 closed = replace(self.numbers.exact(self._state), clean=True)
                 self._with_reserve(lambda: self._put_state(closed))
                 self.index.sync_log()
-                self.index.empty_log(checkpointed=self.index.checkpoint())
+                self.index.empty_log(checkpointed=self.index.checkpoint(), wait_ms=_LAST_READER_WAIT_MS)
                 if not self.read_only:
                     self._copies.finish()
         finally:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pictures
 import pytest
 from programs import run
+from rows import change_rows
 from support import Mount
 from trees import assert_same, describe
+
+from pixstorefs.keys.secrets import secret_from_keyfile
 
 NAME = "Größe — damaged.jpg"
 SEGMENT_SIZE_BYTES = 1 << 17
@@ -243,3 +246,82 @@ def test_damage_behind_a_running_mount(mounted: Mount) -> None:
     path.unlink()
     mounted.remount()
     assert set(describe(mounted.mountpoint)) == {b"", b"tree", b"tree/next.jpg"}
+
+
+def lose_row(mount: Mount, stored: Path) -> None:
+    """The row with the key of an object goes."""
+    [keyfile] = (Path(mount.env["XDG_DATA_HOME"]) / "pixstorefs" / "keyfiles").iterdir()
+    secret = secret_from_keyfile(keyfile)
+    change_rows(mount.store, secret, f"DELETE FROM version WHERE version_id={stored.name}")
+
+
+def become_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def become_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+# What can become of an image that still has to be removable. The last column: is the object gone afterwards?
+LOSSES: dict[str, tuple[Callable[[Mount, Path], None], bool]] = {
+    "a byte": (lambda _mount, path: flip(path, 5000), True),
+    "cut to nothing": (lambda _mount, path: os.truncate(path, 0), True),
+    "missing": (lambda _mount, path: path.unlink(), True),
+    "the row with its key": (lose_row, False),
+    "a directory": (lambda _mount, path: become_directory(path), False),
+    "a link to nowhere": (lambda _mount, path: become_link(path), True),
+}
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "open"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_damaged_can_be_removed(mounted: Mount, loss: str, is_open: bool) -> None:
+    """unlink, rmdir, renames of and over images of which anything was lost; and fsync goes on."""
+    damage, object_goes = LOSSES[loss]
+    folder = mounted.mountpoint / "folder"
+    folder.mkdir()
+    names = ("unlinked", "moved", "replaced", "exchanged", "emptied")
+    stored = {name: save(mounted, f"folder/{name}", os.urandom(200_000)) for name in names}
+    (folder / "good").write_bytes(b"good")
+    mounted.unmount()
+    for path in stored.values():
+        damage(mounted, path)
+    mounted.mount()
+    mounted.expect_log("damaged")
+    mounted.expect_log("has lost the key")
+    mounted.expect_log("cannot be removed")
+    mounted.expect_log("Too many levels of symbolic links")
+    held = [open(folder / name, "rb") for name in names] if is_open else []  # noqa: SIM115
+
+    (folder / "unlinked").unlink()
+    (folder / "moved").rename(folder / "elsewhere")
+    (folder / "new").write_bytes(b"new")
+    (folder / "new").rename(folder / "replaced")
+    if has_exchange():
+        run("mv", "--exchange", "--no-copy", folder / "exchanged", folder / "good")
+    (folder / "emptied").write_bytes(b"healed")
+    for name in ("replaced", "emptied"):
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
+    for file in held:
+        file.close()
+    assert (folder / "replaced").read_bytes() == b"new"
+    assert (folder / "emptied").read_bytes() == b"healed"
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    descriptor = os.open(mounted.mountpoint, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    mounted.remount()
+    assert list(mounted.mountpoint.iterdir()) == []
+    left = [path for path in stored.values() if os.path.lexists(path)]
+    assert left == [] if object_goes else set(left) == set(stored.values())
+
+
+def has_exchange() -> bool:
+    """Whether mv(1) knows RENAME_EXCHANGE (coreutils 9.5)."""
+    return "--exchange" in subprocess.run(["mv", "--help"], capture_output=True, text=True, check=True).stdout

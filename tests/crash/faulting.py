@@ -140,23 +140,20 @@ class Harness:
 
     def _reopened(self) -> Tree:
         """What a new opening shows; a second one has nothing to recover, and no object is left over."""
-        store = self._place.open_store()
-        found = describe(store)
-        store.close()
-        store = self._place.open_store()
-        try:
+        with contextlib.closing(self._place.open_store()) as store:
+            found = describe(store)
+        with contextlib.closing(self._place.open_store()) as store:
             assert store.report == [], f"recovered twice: {store.report}"
             assert describe(store) == found, "the second opening shows something else"
             store.sync()
             known = set(_objects_wanted(store))
-        finally:
-            store.close()
         left = set(objects_of(self._place.path)) ^ known
         assert not left, f"objects left over or missing: {left}"
         return found
 
     def _reset(self) -> None:
-        shutil.rmtree(self._place.path, ignore_errors=True)
+        if self._place.path.exists():
+            shutil.rmtree(self._place.path)
         shutil.copytree(self._base.path, self._place.path)
         self._site.sync()
 
@@ -294,9 +291,7 @@ def main() -> int:
     parser.add_argument("--kind", action="append", choices=KINDS, help="only this one (default: all)")
     parser.add_argument("--stride", type=int, default=1, help="every so many calls (default 1: all)")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument(
-        "--trace", action="store_true", help="print the calls of the scenarios, without faults"
-    )
+    parser.add_argument("--trace", action="store_true", help="print the calls, without faults")
     asked = parser.parse_args()
     if _SHIM not in os.environ:
         with tempfile.TemporaryDirectory() as folder:

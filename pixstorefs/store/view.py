@@ -1,0 +1,81 @@
+"""A look at a store beside its owner: nothing is locked, recovered or changed.
+
+A store that is mounted belongs to its daemon. SQLite lets another process read the index all the same, and
+objects never change, so everything can be verified; what is found missing may just have been deleted.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+
+from pixstorefs.keys import keyring
+from pixstorefs.keys.secrets import Secret
+from pixstorefs.store.header import INDEX_FILE, INDEX_PURPOSE, keys_json, read_header
+from pixstorefs.store.index import Index
+from pixstorefs.store.index_database import log_size_bytes
+from pixstorefs.store.objects import ObjectDirectory
+from pixstorefs.store.ownership import LOCK_FILE
+
+
+class StoreView:
+    """An index opened for reading and the objects it tells of. Use it as a context manager."""
+
+    def __init__(self, path: str, secret: Secret) -> None:
+        """Open it. Raises NotAStore, NewerFormat, CorruptStore, WrongKey, OSError."""
+        self.path = path
+        header = read_header(path)
+        master_key = keyring.unlock(keys_json(path), secret, header.raw)
+        key = keyring.derive(master_key, header.store_id, INDEX_PURPOSE)
+        self.store_id = header.store_id
+        self.objects = ObjectDirectory(path, header.store_id)
+        self._copy: str | None = None
+        index_path = os.path.join(path, INDEX_FILE)
+        writable = os.access(path, os.W_OK)
+        try:
+            if not writable and log_size_bytes(index_path):
+                index_path = self._copied(index_path)
+                writable = True
+            self.index = Index(
+                index_path, key, header.store_id, read_only=not writable, beside_owner=writable
+            )
+        except BaseException:
+            self._remove_copy()
+            raise
+
+    def __enter__(self) -> "StoreView":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.index.close()
+        self._remove_copy()
+
+    def is_owned(self) -> bool:
+        """Whether a process has the store open for writing, or takes it this moment."""
+        try:
+            lock = os.open(os.path.join(self.path, LOCK_FILE), os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            # Asking takes a lock for some microseconds; a mount that meets it tries again.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def needs_recovery(self) -> bool:
+        """Whether the store was not closed cleanly, and nobody has it open."""
+        return not self.is_owned() and not self.index.state().clean
+
+    def _copied(self, index_path: str) -> str:
+        """SQLite reads a log only where it may write beside it: on read-only media a copy, as encrypted."""
+        self._copy = tempfile.mkdtemp(prefix="pixstorefs-check-")
+        for suffix in ("", "-wal"):
+            shutil.copyfile(index_path + suffix, os.path.join(self._copy, INDEX_FILE + suffix))
+        return os.path.join(self._copy, INDEX_FILE)
+
+    def _remove_copy(self) -> None:
+        if self._copy:
+            shutil.rmtree(self._copy)
