@@ -1,5 +1,6 @@
 """Open files: handles, reading, writing, and saving what was written."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -11,7 +12,7 @@ from pixstorefs.fs import attributes
 from pixstorefs.fs.open_image import OpenImage, PendingName
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.objects import Content
+from pixstorefs.store.objects import Content, ObjectReader
 from pixstorefs.store.records import Inode
 from pixstorefs.store.store import NewName, Store
 
@@ -31,6 +32,9 @@ class Files:
         self._gone: dict[int, Inode] = {}
         # Their extended attributes, which the index drops with the last name.
         self._gone_xattrs: dict[int, dict[bytes, bytes]] = {}
+        # Their content, for a program that looked the name up before it went and opens the file after. The
+        # key, which the index has destroyed, lives on here until the kernel lets go of the inode.
+        self._gone_readers: dict[int, ObjectReader] = {}
         # How often a draft of an inode was given up after the kernel had cached it.
         self._generations: dict[int, int] = {}
 
@@ -62,8 +66,9 @@ class Files:
             return image.pending.xattrs
         return self._gone_xattrs.get(ino) if ino in self._gone else None
 
-    def prepare_loss(self, ino: int) -> None:
-        """An inode is about to lose a name, maybe its last: keep what is open of it readable."""
+    def prepare_loss(self, inode: Inode) -> None:
+        """An inode is about to lose a name, maybe its last: keep readable what is open, or about to be."""
+        ino = inode.ino
         xattrs = self.unsaved_xattrs(ino)
         self._gone_xattrs[ino] = self._store.xattrs(ino) if xattrs is None else xattrs
         image = self._images.get(ino)
@@ -72,6 +77,10 @@ class Files:
                 image.hold()
             except (CorruptImage, OSError) as error:
                 log.warning("an open image is deleted and was damaged before: %s", error)
+        self._gone_readers.pop(ino, None)
+        if inode.version_id is not None:
+            with contextlib.suppress(CorruptImage):  # nobody has it open, and nobody can read it
+                self._gone_readers[ino] = self._store.open_object(inode)
 
     def lost_name(self, inode: Inode) -> None:
         """An inode lost a name; `inode` is how it is now."""
@@ -89,6 +98,7 @@ class Files:
         if ino not in self._images:
             self._gone.pop(ino, None)
             self._gone_xattrs.pop(ino, None)
+            self._gone_readers.pop(ino, None)
 
     # Handles
 
@@ -101,19 +111,34 @@ class Files:
     def open(self, ino: int, flags: int) -> int:
         """A handle of an existing file. O_TRUNC starts an empty draft; the saved image stays until the save.
 
-        Raises OSError: ESTALE, EISDIR.
+        Raises OSError: EISDIR; ESTALE where it is gone, upon which the kernel looks the name up anew.
         """
         image = self._images.get(ino)
         if image is None:
             inode = self.inode(ino)
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL, "not a file")
-            image = self._images[ino] = OpenImage(self._store, inode)
-            image.gone = inode.nlink == 0
+            image = OpenImage(self._store, inode)
+            if inode.nlink == 0:
+                self._keep_reading(image)
+            self._images[ino] = image
         handle = self._new_handle(image)
         if flags & os.O_TRUNC:
             self.truncate(image, 0)
         return handle
+
+    def _keep_reading(self, image: OpenImage) -> None:
+        """Open an image whose last name went meanwhile, while its object is still there. Raises ESTALE."""
+        reader = self._gone_readers.get(image.inode.ino)
+        try:
+            if reader is not None:
+                reader.open()
+        except CorruptImage:
+            reader = None
+        if reader is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        image.gone = True
+        image.read_from(reader)
 
     def of_handle(self, handle: int) -> OpenImage:
         """The image behind a handle. Raises OSError EBADF."""

@@ -150,7 +150,7 @@ class Namespace:
 
     def _unlink_pending(self, image: OpenImage) -> None:
         assert image.pending is not None
-        self._files.prepare_loss(image.inode.ino)
+        self._files.prepare_loss(image.inode)
         self._pending.discard(image)
         self._pending.touch(image.pending.entry.parent, self._now_ns())
         image.pending = None
@@ -162,7 +162,7 @@ class Namespace:
         inode = self._store.lookup(parent, name)
         if inode is None:
             return
-        self._files.prepare_loss(inode.ino)
+        self._files.prepare_loss(inode)
         removed = self._store.remove(parent, name, self._now_ns())
         self._pending.take_changed_ns(parent)
         if removed is not None:
@@ -210,7 +210,7 @@ class Namespace:
     def _rename_saved(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         target = self._store.lookup(new_parent, new_name)
         if target is not None:
-            self._files.prepare_loss(target.ino)
+            self._files.prepare_loss(target)
         moved, replaced = self._store.rename(parent, name, new_parent, new_name, self._now_ns())
         self._pending.take_changed_ns(parent)
         self._pending.take_changed_ns(new_parent)
@@ -227,7 +227,7 @@ class Namespace:
         assert image.pending is not None
         old, now_ns = image.pending.entry, self._now_ns()
         if target is not None:
-            self._files.prepare_loss(target.ino)
+            self._files.prepare_loss(target)
             target.nlink -= 1
             target.ctime_ns = now_ns
             self._files.lost_name(target)

@@ -79,6 +79,10 @@ class OpenImage:
             self._reader = self._store.open_object(self.inode)
         return self._reader
 
+    def read_from(self, reader: ObjectReader) -> None:
+        """Read from an object whose row and name are gone."""
+        self._reader = reader
+
     def hold(self) -> None:
         """Open the object, so that the content stays readable when its name goes. Raises CorruptImage."""
         if self.inode.version_id is not None:
