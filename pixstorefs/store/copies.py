@@ -145,7 +145,7 @@ class Copies:
         except _GivenUp:
             log.debug("a copy of the index was given up")
         except (OSError, PixstoreError) as error:
-            log.warning("no copy of the index could be made: %s. The index itself is not affected", error)
+            log.warning("no copy of the index could be made, the older ones stay: %s", error)
         else:
             self._exists, self._outdated = True, False
             self._made_at_s, self._token = time.monotonic(), state.durable_token

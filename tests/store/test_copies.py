@@ -227,6 +227,25 @@ def test_damaged_copy_is_the_one_replaced(fresh: Place, name: str) -> None:
     assert tokens(fresh)[0] == 2
 
 
+def test_damaged_index_does_not_reach_the_copies(fresh: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """A page of the index that does not open any more is told, and the good copies stay."""
+    with opened(fresh) as store:
+        for number in range(500):
+            add(store, str(number))
+    good = tokens(fresh)
+    with opened(fresh) as store, (fresh.path / "index.db").open("r+b") as file:
+        add(store, "later")
+        store.sync()
+        file.seek(15 * 4096)
+        file.write(os.urandom(4096))
+        file.flush()
+        store._copies._make()
+        assert "no copy of the index could be made" in caplog.text
+        assert "is damaged" in caplog.text
+        assert tokens(fresh) == good
+    assert tokens(fresh) == good
+
+
 _COPY_FOREVER = """
 import sys
 from test_copies import add, key_of, opened

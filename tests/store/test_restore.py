@@ -233,6 +233,45 @@ def test_any_page_of_the_index(used: Used) -> None:
     assert 0 < missing_at_all < pages / 2
 
 
+def _half(store: Path) -> None:
+    os.truncate(store / "index.db", (store / "index.db").stat().st_size // 2)
+
+
+def _many_pages(seed: int) -> Callable[[Path], None]:
+    def damage(store: Path) -> None:
+        pages = (store / "index.db").stat().st_size // PAGE
+        for number in random.Random(seed).sample(range(pages), pages // 4):
+            destroy_page(number)(store)
+
+    return damage
+
+
+@pytest.mark.parametrize("damage", [_half, *map(_many_pages, range(12))])
+def test_much_of_the_index(used: Used, damage: Callable[[Path], None]) -> None:
+    """With a quarter or half of the index gone no image of the copy is: each is there at least once, as it
+    is now or under the name it had, and names, links and folders agree."""
+    path = used.damaged("much", damage)
+    restored = restore(used.place, path)
+    assert restored.pages_lost > 1
+    found, report = used.reopened(path)
+    assert report == []
+    kept = {content for name, content in images_in(used.copied).items() if name in used.now}
+    kept |= {used.now["folder 0/has another name.jpg"]}
+    kept -= {used.copied["replaced.jpg"]}
+    assert kept <= set(found.values())
+    assert set(images_in(found).values()) <= set(used.now.values()) | set(used.copied.values())
+    store = used.place.open_store(path)
+    for ino, links in store.index.execute("SELECT ino, nlink FROM inode WHERE image_id IS NOT NULL"):
+        names = store.names(ino)
+        assert len(names) == links, ino
+        for entry in names:
+            inode = store.lookup(entry.parent, entry.name)
+            assert inode is not None
+            assert inode.ino == ino
+    assert store.index.execute("PRAGMA integrity_check") == [("ok",)]
+    store.close()
+
+
 def test_nothing_is_damaged(used: Used) -> None:
     """Restoring an index that is whole changes nothing that can be seen."""
     path = used.damaged("whole", lambda _: None)
