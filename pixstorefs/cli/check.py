@@ -43,7 +43,8 @@ def check_command(
 
     The store may be mounted and in use, or lie on read-only media; nothing is changed. PATH, as in the mount
     (2026/holidays), checks only the images there. --repair takes the store for itself and moves what cannot
-    be read to /lost+found inside it; nothing is deleted.
+    be read to /lost+found inside it; nothing is deleted. A damaged or missing index is restored from its copy
+    and from what can be read of it.
 
     \b
     Exit status:
@@ -75,7 +76,6 @@ def check_command(
         else:
             _check(place, secret, path, report, resume=resume)
     except CorruptStore as error:
-        # Also where a repair meets an index that cannot be read: restoring it from a copy starts here.
         report.left = None
         report.findings.append(Finding("store-damaged", Reaction.MEND, str(error)))
     report.stop_clock()
@@ -112,7 +112,7 @@ def _check(place: str, secret: "Secret", path: str | None, report: "CheckReport"
 
 
 def _repair(place: str, secret: "Secret", report: "CheckReport") -> None:
-    """Check and repair. Raises CorruptStore where the index cannot be read, StoreInUse."""
+    """Check and repair. Raises CorruptStore where the index cannot even be restored, StoreInUse."""
     from pixstorefs.store.check import Check, Progress
     from pixstorefs.store.opening import open_unlocked
     from pixstorefs.store.repair import Repair, prepare

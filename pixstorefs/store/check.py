@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pixstorefs.errors import CorruptImage, CorruptStore
 from pixstorefs.store import index_walk
 from pixstorefs.store.findings import Finding, Reaction, Violation
+from pixstorefs.store.header import COPIES_FOLDER, differing_copies
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.index_invariants import INVARIANTS, images_have_content, integrity_problems
 from pixstorefs.store.index_walk import StoredImage
@@ -63,6 +64,13 @@ class Check:
                 Reaction.NOTE,
                 "the store was not closed cleanly: it recovers at the next mount",
             )
+        for name in differing_copies(self._view.path):
+            yield Finding(
+                "copy-damaged",
+                Reaction.NOTE,
+                f"{name} and its copy in {COPIES_FOLDER}/ are not the same, or one is missing: the next "
+                "mount puts back the one that opens the store",
+            )
         try:
             yield from self.run_index()
             self._progress.total_images, self._progress.total_bytes = index_walk.total(self._index)
@@ -108,8 +116,8 @@ class Check:
             yield Finding(
                 "index-damaged",
                 Reaction.MEND,
-                f"the index is damaged: {problem}. The images' objects are untouched; put index.db back from "
-                "a backup",
+                f"the index is damaged: {problem}. The images' objects are untouched; "
+                "pixstorefs check --repair restores the index",
             )
         for invariant in INVARIANTS:
             for violation in invariant(self._index):

@@ -31,7 +31,9 @@ class Database:
         self.path = path
         self._key = key
         if not os.path.exists(path):
-            raise CorruptStore(f"{path} is missing: the store has lost its index")
+            raise CorruptStore(
+                f"{path} is missing: the store has lost its index. pixstorefs check --repair restores it"
+            )
         self._db = connect(path, key, read_only=read_only, beside_owner=beside_owner)
         self._checkpointer: apsw.Connection | None = None
         self._log_fd = -1
@@ -206,7 +208,7 @@ def _translation(path: str, error: apsw.Error) -> PixstoreError:
         case apsw.NotADBError() | apsw.CorruptError():
             return CorruptStore(
                 f"{path} is damaged, or was encrypted under another key ({error}). The images' objects are "
-                "untouched; do not write to the store, and put index.db back from a backup"
+                "untouched; do not write to the store: pixstorefs check --repair restores the index"
             )
         case apsw.IOError():
             return CorruptStore(f"the disk failed under {path}: {error}")

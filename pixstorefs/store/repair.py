@@ -9,8 +9,9 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import closing
 
-from pixstorefs.errors import CorruptImage, InvalidInput
+from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store import index_invariants as invariants
@@ -25,6 +26,7 @@ from pixstorefs.store.objects import ObjectDirectory, reader_of
 from pixstorefs.store.ownership import Ownership
 from pixstorefs.store.records import Entry, Version
 from pixstorefs.store.recovery import path_of
+from pixstorefs.store.restore import restore_index
 from pixstorefs.store.store import Store
 
 _CYCLE_LIMIT = 1 << 16
@@ -36,8 +38,8 @@ def prepare(path: str, secret: Secret) -> list[str]:
     master_key = keyring.unlock(keys_json(path), secret, header.raw)
     key = keyring.derive(master_key, header.store_id, INDEX_PURPOSE)
     ownership = Ownership(path, None)
-    done = []
     try:
+        done = _restore_if_damaged(path, key, header.store_id)
         index = Index(os.path.join(path, INDEX_FILE), key, header.store_id)
         try:
             if invariants.numbers_are_unused(index):
@@ -54,6 +56,16 @@ def prepare(path: str, secret: Secret) -> list[str]:
     finally:
         ownership.release()
     return done
+
+
+def _restore_if_damaged(path: str, key: bytes, store_id: bytes) -> list[str]:
+    """An index with a page that cannot be read is replaced, before anything is written to it."""
+    try:
+        with closing(Index(os.path.join(path, INDEX_FILE), key, store_id)) as index:
+            damaged = bool(invariants.integrity_problems(index))
+    except CorruptStore:
+        damaged = True
+    return restore_index(path, key, store_id).lines() if damaged else []
 
 
 class Repair:

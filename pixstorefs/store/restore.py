@@ -48,6 +48,27 @@ class Restored:
     objects_aside: list[str] = field(default_factory=list)  # saved since the copy; their keys are lost
     index_aside: str | None = None  # where the damaged index is
 
+    def lines(self) -> list[str]:
+        """What was done and what is missing, a line each."""
+        sources = []
+        if self.copy_path is not None:
+            made = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.copy_made_ns // 10**9))
+            sources.append(f"its copy of {made}")
+        if self.pages_read:
+            sources.append(f"{self.pages_read} of its own pages ({self.pages_lost} could not be read)")
+        found = [f"the index was restored from {' and '.join(sources) or 'what was restored before'}"]
+        if self.index_aside is not None:
+            found.append(f"the damaged index is now {self.index_aside}")
+        found += [f"{path} is gone: it was deleted, or saved again, since the copy" for path in self.lost]
+        found += [f"{path} is an older version: the newest one's key is lost" for path in self.older]
+        if self.objects_aside:
+            folder = os.path.dirname(self.objects_aside[0])
+            found.append(
+                f"{len(self.objects_aside)} objects were saved since the copy, and their keys are lost with "
+                f"the index; they are now in {folder}"
+            )
+        return found
+
 
 def restore_index(
     store_path: str, index_key: bytes, store_id: bytes, *, now_ns: Callable[[], int] = time.time_ns

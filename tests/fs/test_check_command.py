@@ -97,12 +97,20 @@ def test_exit_statuses(album: Mount) -> None:
     stranger = next(iter(_objects(album).values())).with_name("4001")
     stranger.write_bytes(b"?")
     assert [problem["kind"] for problem in _checked(album, status=TIDY)["problems"]] == ["stray-object"]
-    for name, kind in (("index.db", "store-damaged"), ("keys.json", "store-damaged")):
-        path = album.store / name
-        whole = path.read_bytes()
-        path.write_bytes(whole[:100])
-        assert _checked(album, status=MEND)["problems"][0]["kind"] == kind
-        path.write_bytes(whole)
+    for name in ("index.db", "keys.json"):
+        paths = [album.store / name, album.store / "copies" / name]
+        whole = [path.read_bytes() for path in paths if path.exists()]
+        for path in paths:
+            if path.exists():
+                path.write_bytes(whole[0][:100])
+        assert _checked(album, status=MEND)["problems"][0]["kind"] == "store-damaged"
+        for path, content in zip(paths, whole, strict=False):
+            path.write_bytes(content)
+    stranger.unlink()
+    (album.store / "keys.json").unlink()
+    assert [note["kind"] for note in _checked(album)["notes"]] == ["copy-damaged"]
+    assert _checked(album, "--repair")["problems"] == []
+    assert _checked(album)["notes"] == []
     for wrong in (["--repair", "--resume"], ["2025", "--repair"], ["2025", "--resume"]):
         assert album.run("check", album.store, *wrong).returncode == 2
     assert album.run("check", album.directory / "none").returncode == 5
@@ -141,6 +149,35 @@ def test_repair(damaged: Mount) -> None:
     image.unlink()
     damaged.remount()
     assert _checked(damaged)["notes"] == []
+
+
+@pytest.mark.parametrize("loss", ["page", "all"])
+def test_repair_of_the_index(album: Mount, loss: str) -> None:
+    """One bad sector, or all of the index: the mount says what helps, and that brings every image back."""
+    album.unmount()
+    album.mount()
+    (album.mountpoint / "2025" / "0.jpg").unlink()
+    album.unmount()
+    index = album.store / "index.db"
+    if loss == "all":
+        index.unlink()
+    else:
+        with open(index, "r+b", buffering=0) as file:
+            file.seek(4096)
+            file.write(os.urandom(4096))
+    refused = album.run("mount", album.store, album.mountpoint)
+    assert refused.returncode == MEND
+    assert "pixstorefs check --repair" in refused.stderr
+    assert _checked(album, status=MEND)["problems"]
+
+    found = _checked(album, "--repair")
+    assert found["not_repaired"] == []
+    assert found["repaired"][0].startswith("the index was restored from")
+    assert _checked(album)["problems"] == []
+    album.mount()
+    names = sorted(str(path.relative_to(album.mountpoint)) for path in album.mountpoint.glob("20*/**/*.jpg"))
+    assert names == [f"2025/{n}.jpg" for n in range(1, 5)] + [f"2026/holidays/{n}.jpg" for n in range(5)]
+    assert {path.stat().st_size for path in album.mountpoint.glob("20*/**/*.jpg")} == {200_000}
 
 
 def test_repair_after_a_crash(album: Mount) -> None:

@@ -89,7 +89,7 @@ def test_file_that_loses_its_name_between_lookup_and_open_is_read_whole(
 
 
 def test_file_whose_object_is_gone_is_looked_up_again(mounted: Mount) -> None:
-    """Too late for the old content: the kernel is told so (ESTALE) and walks a path anew; never empty, no EIO."""
+    """Too late for the old content: ESTALE makes the kernel walk a path anew; never empty, no EIO."""
     image, other = mounted.mountpoint / "image.jpg", mounted.mountpoint / "other.jpg"
     image.write_bytes(os.urandom(1000))
     other.write_bytes(b"new")
@@ -108,7 +108,7 @@ def test_file_whose_object_is_gone_is_looked_up_again(mounted: Mount) -> None:
 
 
 def test_file_that_was_never_saved_and_lost_its_name_is_not_opened_empty(mounted: Mount) -> None:
-    """Its content went with its last handle; whoever opens it then must not see nothing and think it is so."""
+    """Its content went with its last handle; whoever opens it then must not take it for empty."""
     image = mounted.mountpoint / "image.jpg"
     with open(image, "wb", buffering=0) as file:
         file.write(os.urandom(1000))

@@ -511,13 +511,21 @@ def test_the_newest_content_is_adopted(closed: Place) -> None:
 
 
 def test_header_and_key_slots(closed: Place) -> None:
-    """Without them nothing opens, and the error says which it is."""
-    for name in ("store.json", "keys.json", "index.db"):
-        kept = (closed.path / name).read_bytes()
-        (closed.path / name).unlink()
+    """Without one the copy is read; without both nothing opens, and the error says which it is."""
+    (closed.path / "index.db").rename(closed.path / "kept")
+    with pytest.raises(PixstoreError, match=r"index\.db"):
+        check(closed)
+    (closed.path / "kept").rename(closed.path / "index.db")
+    for name in ("store.json", "keys.json"):
+        first, copy = closed.path / name, closed.path / "copies" / name
+        kept = first.read_bytes()
+        first.unlink()
+        assert [found.kind for found in check(closed)] == ["copy-damaged"]
+        copy.unlink()
         with pytest.raises(PixstoreError, match=name):
             check(closed)
-        (closed.path / name).write_bytes(kept)
+        first.write_bytes(kept)
+        copy.write_bytes(kept)
     assert check(closed) == []
 
 
