@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pixstorefs.errors import CorruptImage, CorruptStore
 from pixstorefs.store import index_walk
 from pixstorefs.store.findings import Finding, Reaction, Violation
+from pixstorefs.store.header import differing_copies
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.index_invariants import INVARIANTS, images_have_content, integrity_problems
 from pixstorefs.store.index_walk import StoredImage
@@ -62,6 +63,12 @@ class Check:
                 "not-closed",
                 Reaction.NOTE,
                 "the store was not closed cleanly: it recovers at the next mount",
+            )
+        for name in differing_copies(self._view.path):
+            yield Finding(
+                "copy-differs",
+                Reaction.NOTE,
+                f"{name} or its copy in copies/ is missing or damaged; the next mount makes both whole again",
             )
         try:
             yield from self.run_index()

@@ -97,12 +97,13 @@ def test_exit_statuses(album: Mount) -> None:
     stranger = next(iter(_objects(album).values())).with_name("4001")
     stranger.write_bytes(b"?")
     assert [problem["kind"] for problem in _checked(album, status=TIDY)["problems"]] == ["stray-object"]
-    for name, kind in (("index.db", "store-damaged"), ("keys.json", "store-damaged")):
-        path = album.store / name
-        whole = path.read_bytes()
-        path.write_bytes(whole[:100])
-        assert _checked(album, status=MEND)["problems"][0]["kind"] == kind
-        path.write_bytes(whole)
+    for names in (["index.db"], ["keys.json", "copies/keys.json"], ["store.json", "copies/store.json"]):
+        whole = {name: (album.store / name).read_bytes() for name in names}
+        for name in names:
+            (album.store / name).write_bytes(whole[name][:100])
+        assert _checked(album, status=MEND)["problems"][0]["kind"] == "store-damaged"
+        for name in names:
+            (album.store / name).write_bytes(whole[name])
     for wrong in (["--repair", "--resume"], ["2025", "--repair"], ["2025", "--resume"]):
         assert album.run("check", album.store, *wrong).returncode == 2
     assert album.run("check", album.directory / "none").returncode == 5
@@ -141,6 +142,48 @@ def test_repair(damaged: Mount) -> None:
     image.unlink()
     damaged.remount()
     assert _checked(damaged)["notes"] == []
+
+
+def test_a_damaged_index_is_not_repaired(album: Mount) -> None:
+    """Rows of a damaged index cannot be trusted: nothing is moved, and the status says what is wrong."""
+    album.unmount()
+    index = album.store / "index.db"
+    whole = index.read_bytes()
+    before = set(_objects(album))
+    for page in range(1, len(whole) // 4096):
+        index.write_bytes(whole[: page * 4096] + bytes(4096) + whole[(page + 1) * 4096 :])
+        found = _checked(album, "--repair", status=MEND)
+        assert found["problems"][-1]["kind"] == "store-damaged"
+        assert "repaired" not in found
+    index.write_bytes(whole)
+    assert set(_objects(album)) == before
+    assert not (album.store / "lost+found").exists()
+    assert _checked(album)["images"] == 10
+
+
+def test_a_state_directory_that_cannot_be_written(damaged: Mount) -> None:
+    """A check needs no place to remember where it stands, unless it is interrupted."""
+    state = Path(damaged.env["XDG_STATE_HOME"])
+    (state / "pixstorefs").rename(state / "aside")
+    (state / "pixstorefs").write_text("a file")
+    assert _checked(damaged, status=RESTORE)["images"] == 10
+    first = _objects(damaged)[min(_objects(damaged))]
+    first.unlink()
+    os.mkfifo(first)
+
+    def waits() -> bool:
+        try:
+            os.close(os.open(first, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
+        return True
+
+    status, _, err = _interrupted(damaged, signal.SIGINT, waits)
+    assert status == INTERRUPTED
+    assert "could not be written down" in err
+    assert "--resume" not in err
+    (state / "pixstorefs").unlink()
+    (state / "aside").rename(state / "pixstorefs")
 
 
 def test_repair_after_a_crash(album: Mount) -> None:
