@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pixstorefs.errors import CorruptImage, CorruptStore
 from pixstorefs.store import index_walk
 from pixstorefs.store.findings import Finding, Reaction, Violation
-from pixstorefs.store.header import COPIES_FOLDER, differing_copies
+from pixstorefs.store.header import differing_copies
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.index_invariants import INVARIANTS, images_have_content, integrity_problems
 from pixstorefs.store.index_walk import StoredImage
@@ -66,10 +66,9 @@ class Check:
             )
         for name in differing_copies(self._view.path):
             yield Finding(
-                "copy-damaged",
+                "copy-differs",
                 Reaction.NOTE,
-                f"{name} and its copy in {COPIES_FOLDER}/ are not the same, or one is missing: the next "
-                "mount puts back the one that opens the store",
+                f"{name} or its copy in copies/ is missing or damaged; the next mount makes both whole again",
             )
         try:
             yield from self.run_index()

@@ -97,18 +97,16 @@ def test_exit_statuses(album: Mount) -> None:
     stranger = next(iter(_objects(album).values())).with_name("4001")
     stranger.write_bytes(b"?")
     assert [problem["kind"] for problem in _checked(album, status=TIDY)["problems"]] == ["stray-object"]
-    for name in ("index.db", "keys.json"):
-        paths = [album.store / name, album.store / "copies" / name]
-        whole = [path.read_bytes() for path in paths if path.exists()]
-        for path in paths:
-            if path.exists():
-                path.write_bytes(whole[0][:100])
+    for names in (["index.db"], ["keys.json", "copies/keys.json"], ["store.json", "copies/store.json"]):
+        whole = {name: (album.store / name).read_bytes() for name in names}
+        for name in names:
+            (album.store / name).write_bytes(whole[name][:100])
         assert _checked(album, status=MEND)["problems"][0]["kind"] == "store-damaged"
-        for path, content in zip(paths, whole, strict=False):
-            path.write_bytes(content)
+        for name in names:
+            (album.store / name).write_bytes(whole[name])
     stranger.unlink()
     (album.store / "keys.json").unlink()
-    assert [note["kind"] for note in _checked(album)["notes"]] == ["copy-damaged"]
+    assert [note["kind"] for note in _checked(album)["notes"]] == ["copy-differs"]
     assert _checked(album, "--repair")["problems"] == []
     assert _checked(album)["notes"] == []
     for wrong in (["--repair", "--resume"], ["2025", "--repair"], ["2025", "--resume"]):
@@ -178,6 +176,31 @@ def test_repair_of_the_index(album: Mount, loss: str) -> None:
     names = sorted(str(path.relative_to(album.mountpoint)) for path in album.mountpoint.glob("20*/**/*.jpg"))
     assert names == [f"2025/{n}.jpg" for n in range(1, 5)] + [f"2026/holidays/{n}.jpg" for n in range(5)]
     assert {path.stat().st_size for path in album.mountpoint.glob("20*/**/*.jpg")} == {200_000}
+
+
+def test_a_state_directory_that_cannot_be_written(damaged: Mount) -> None:
+    """A check needs no place to remember where it stands, unless it is interrupted."""
+    state = Path(damaged.env["XDG_STATE_HOME"])
+    (state / "pixstorefs").rename(state / "aside")
+    (state / "pixstorefs").write_text("a file")
+    assert _checked(damaged, status=RESTORE)["images"] == 10
+    first = _objects(damaged)[min(_objects(damaged))]
+    first.unlink()
+    os.mkfifo(first)
+
+    def waits() -> bool:
+        try:
+            os.close(os.open(first, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
+        return True
+
+    status, _, err = _interrupted(damaged, signal.SIGINT, waits)
+    assert status == INTERRUPTED
+    assert "could not be written down" in err
+    assert "--resume" not in err
+    (state / "pixstorefs").unlink()
+    (state / "aside").rename(state / "pixstorefs")
 
 
 def test_repair_after_a_crash(album: Mount) -> None:

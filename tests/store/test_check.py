@@ -511,22 +511,22 @@ def test_the_newest_content_is_adopted(closed: Place) -> None:
 
 
 def test_header_and_key_slots(closed: Place) -> None:
-    """Without one the copy is read; without both nothing opens, and the error says which it is."""
-    (closed.path / "index.db").rename(closed.path / "kept")
-    with pytest.raises(PixstoreError, match=r"index\.db"):
-        check(closed)
-    (closed.path / "kept").rename(closed.path / "index.db")
+    """One of a file and its copy is a note; without both nothing opens, and the error says what is lost."""
     for name in ("store.json", "keys.json"):
         first, copy = closed.path / name, closed.path / "copies" / name
         kept = first.read_bytes()
-        first.unlink()
-        assert [found.kind for found in check(closed)] == ["copy-damaged"]
+        first.write_bytes(b"?")
+        assert [(found.kind, name in found.message) for found in check(closed)] == [("copy-differs", True)]
         copy.unlink()
         with pytest.raises(PixstoreError, match=name):
             check(closed)
         first.write_bytes(kept)
-        copy.write_bytes(kept)
-    assert check(closed) == []
+        assert [found.reaction for found in check(closed)] == [Reaction.NOTE]
+        repair(closed)
+        assert check(closed) == []
+    (closed.path / "index.db").unlink()
+    with pytest.raises(CorruptStore, match=r"index\.db"):
+        check(closed)
 
 
 def test_one_path_only(closed: Place) -> None:
