@@ -72,6 +72,8 @@ def _one_life(mount: Mount, disk: LoopDisk, number: int, life_s: float) -> tuple
     mount.mount()
     verdict = ledger.judge(images, ledgers, survives)
     mount.unmount()
+    check = mount.run("check", mount.store)
+    assert check.returncode == 0, check.stdout + check.stderr
     return verdict, not _holds(control, b"not synced")
 
 

@@ -29,7 +29,11 @@ from scenarios import SCENARIOS, Scenario, Step, Tree, describe, named, prepare,
 from stores import Place, objects_of
 
 from pixstorefs.errors import PixstoreError
+from pixstorefs.keys.secrets import secret_from_keyfile
+from pixstorefs.store.check import Check, Progress
+from pixstorefs.store.findings import Reaction
 from pixstorefs.store.store import Store
+from pixstorefs.store.view import StoreView
 
 _SHIM = "PIXSTOREFS_FAULTS"
 _COUNT, _DIE_BEFORE, _DIE_AFTER, _FAIL, _FAIL_ON, _SHORTEN, _CUT_POWER = range(7)
@@ -147,6 +151,11 @@ class Harness:
             assert describe(store) == found, "the second opening shows something else"
             store.sync()
             known = set(_objects_wanted(store))
+        with StoreView(str(self._place.path), secret_from_keyfile(self._place.keyfile)) as view:
+            problems = [
+                found for found in Check(view, Progress()).run() if found.reaction is not Reaction.NOTE
+            ]
+        assert not problems, f"the check found {problems}"
         left = set(objects_of(self._place.path)) ^ known
         assert not left, f"objects left over or missing: {left}"
         return found
