@@ -84,7 +84,7 @@ def check_command(
     else:
         report.show_text()
     if report.interrupted:
-        console.note(f"interrupted. To go on: pixstorefs check --resume {store}")
+        _tell_how_to_go_on(report, store, whole=path is None and not repair)
     context.exit(report.exit_status)
 
 
@@ -133,6 +133,15 @@ def _repair(place: str, secret: "Secret", report: "CheckReport") -> None:
         report.left = list(check.run_index())
 
 
+def _tell_how_to_go_on(report: "CheckReport", store: str, *, whole: bool) -> None:
+    if report.not_remembered is not None:
+        console.note(f"interrupted; where it stood could not be written down ({report.not_remembered}).")
+    elif whole:
+        console.note(f"interrupted. To go on: pixstorefs check --resume {store}")
+    else:
+        console.note("interrupted.")
+
+
 def _collect(
     findings: "Iterable[Finding]", progress: "Progress", report: "CheckReport", bookmark: object
 ) -> None:
@@ -141,7 +150,10 @@ def _collect(
 
     def remember() -> None:
         if isinstance(bookmark, Bookmark):
-            bookmark.save(progress, report.stop_clock())
+            try:
+                bookmark.save(progress, report.stop_clock())
+            except OSError as error:
+                report.not_remembered = str(error)
 
     save_regularly = Regularly(SAVE_INTERVAL_S, remember)
     try:

@@ -22,7 +22,11 @@ _EXIT_STATUS = {
 
 @dataclass(slots=True)
 class CheckReport:
-    """Counts and findings of one check. `done`: what a repair did; `left`: what it could not."""
+    """Counts and findings of one check.
+
+    `done`: what a repair did; `left`: what is still wrong after it; `not_remembered`: why an interrupted
+    check cannot be resumed.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
@@ -31,6 +35,7 @@ class CheckReport:
     verified_bytes: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    not_remembered: str | None = None
     _since_s: float = field(default_factory=time.monotonic)
 
     def stop_clock(self) -> float:

@@ -7,6 +7,7 @@ from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
 from pixstorefs.store.header import (
     INDEX_PURPOSE,
+    Header,
     create_store,
     differing_copies,
     is_store,
@@ -25,15 +26,11 @@ def open_unlocked(
 
     Raises NotAStore, NewerFormat, CorruptStore, WrongKey, StoreInUse, OSError.
     """
-    header, slots = read_header(path), keys_json(path)
-    try:
-        master_key = keyring.unlock(slots, secret, header.raw)
-    except WrongKey as error:
-        raise _with_advice(path, error) from None
+    header, slots, index_key = unlock(path, secret)
     store = Store(
         path,
         header.store_id,
-        keyring.derive(master_key, header.store_id, INDEX_PURPOSE),
+        index_key,
         padding=header.padding,
         read_only=read_only,
         mountpoint=mountpoint,
@@ -41,6 +38,19 @@ def open_unlocked(
     if not read_only:
         store.report += _put_back(path, header.raw, slots)
     return store
+
+
+def unlock(path: str, secret: Secret) -> tuple[Header, bytes, bytes]:
+    """The header of a store, its key slots, and the key of its index. Changes nothing.
+
+    Raises NotAStore, NewerFormat, CorruptStore, WrongKey, OSError.
+    """
+    header, slots = read_header(path), keys_json(path)
+    try:
+        master_key = keyring.unlock(slots, secret, header.raw)
+    except WrongKey as error:
+        raise _with_advice(path, error) from None
+    return header, slots, keyring.derive(master_key, header.store_id, INDEX_PURPOSE)
 
 
 def _put_back(path: str, header: bytes, slots: bytes) -> list[str]:

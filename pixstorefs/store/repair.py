@@ -12,17 +12,17 @@ from collections.abc import Callable
 from contextlib import closing
 
 from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput
-from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store import index_invariants as invariants
 from pixstorefs.store import index_repairs as repairs
 from pixstorefs.store.check import SET_ASIDE
 from pixstorefs.store.files import sync_directory
 from pixstorefs.store.findings import Finding, Reaction, Violation
-from pixstorefs.store.header import INDEX_FILE, INDEX_PURPOSE, keys_json, read_header
+from pixstorefs.store.header import INDEX_FILE, read_header
 from pixstorefs.store.index import ROOT_INO, Index
 from pixstorefs.store.lost_and_found import LostAndFound, new_directory
 from pixstorefs.store.objects import ObjectDirectory, reader_of
+from pixstorefs.store.opening import unlock
 from pixstorefs.store.ownership import Ownership
 from pixstorefs.store.records import Entry, Version
 from pixstorefs.store.recovery import path_of
@@ -34,9 +34,7 @@ _CYCLE_LIMIT = 1 << 16
 
 def prepare(path: str, secret: Secret) -> list[str]:
     """Mend what opening the store for writing would make worse. Raises as opening a store does."""
-    header = read_header(path)
-    master_key = keyring.unlock(keys_json(path), secret, header.raw)
-    key = keyring.derive(master_key, header.store_id, INDEX_PURPOSE)
+    header, _, key = unlock(path, secret)
     ownership = Ownership(path, None)
     try:
         done = _restore_if_damaged(path, key, header.store_id)

@@ -9,12 +9,12 @@ import os
 import shutil
 import tempfile
 
-from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
-from pixstorefs.store.header import INDEX_FILE, INDEX_PURPOSE, keys_json, read_header
+from pixstorefs.store.header import INDEX_FILE
 from pixstorefs.store.index import Index
 from pixstorefs.store.index_database import log_size_bytes
 from pixstorefs.store.objects import ObjectDirectory
+from pixstorefs.store.opening import unlock
 from pixstorefs.store.ownership import LOCK_FILE
 
 
@@ -24,9 +24,7 @@ class StoreView:
     def __init__(self, path: str, secret: Secret) -> None:
         """Open it. Raises NotAStore, NewerFormat, CorruptStore, WrongKey, OSError."""
         self.path = path
-        header = read_header(path)
-        master_key = keyring.unlock(keys_json(path), secret, header.raw)
-        key = keyring.derive(master_key, header.store_id, INDEX_PURPOSE)
+        header, _, key = unlock(path, secret)
         self.store_id = header.store_id
         self.objects = ObjectDirectory(path, header.store_id)
         self._copy: str | None = None

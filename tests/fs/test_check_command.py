@@ -180,6 +180,31 @@ def test_repair_of_the_index(album: Mount, loss: str) -> None:
     assert {path.stat().st_size for path in album.mountpoint.glob("20*/**/*.jpg")} == {200_000}
 
 
+def test_a_state_directory_that_cannot_be_written(damaged: Mount) -> None:
+    """A check needs no place to remember where it stands, unless it is interrupted."""
+    state = Path(damaged.env["XDG_STATE_HOME"])
+    (state / "pixstorefs").rename(state / "aside")
+    (state / "pixstorefs").write_text("a file")
+    assert _checked(damaged, status=RESTORE)["images"] == 10
+    first = _objects(damaged)[min(_objects(damaged))]
+    first.unlink()
+    os.mkfifo(first)
+
+    def waits() -> bool:
+        try:
+            os.close(os.open(first, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
+        return True
+
+    status, _, err = _interrupted(damaged, signal.SIGINT, waits)
+    assert status == INTERRUPTED
+    assert "could not be written down" in err
+    assert "--resume" not in err
+    (state / "pixstorefs").unlink()
+    (state / "aside").rename(state / "pixstorefs")
+
+
 def test_repair_after_a_crash(album: Mount) -> None:
     """A store that was not closed is a note to the check; the repair recovers it, and keeps every image."""
     (album.mountpoint / "last.jpg").write_bytes(b"last")
