@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from support import cannot_run
+from support import Mount, cannot_run
 
 # _IOR('X', 125, __u32) with flag 2 (no flush of the journal): XFS_IOC_GOINGDOWN and EXT4_IOC_SHUTDOWN. What
 # was synced is on the disk afterwards, nothing else is, and every later call fails: what a power cut leaves.
@@ -29,8 +29,11 @@ class LoopDisk:
         self._size_mib = size_mib
 
     @contextlib.contextmanager
-    def mounted(self) -> Iterator["LoopDisk"]:
-        """Make and mount it; without root, loop devices or its mkfs the test cannot run."""
+    def mounted(self, mount: Mount | None = None) -> Iterator["LoopDisk"]:
+        """Make and mount it; without root, loop devices or its mkfs the test cannot run.
+
+        `mount` has its store here: at the end it is ended first.
+        """
         if os.geteuid() != 0:
             cannot_run("a file system of the test's own needs root")
         self.path.mkdir()
@@ -41,6 +44,8 @@ class LoopDisk:
         try:
             yield self
         finally:
+            if mount is not None:
+                mount.close()
             self._unmount()
 
     def cut_power(self) -> None:

@@ -11,7 +11,7 @@ CUTS = 5
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
 def test_no_fsynced_save_is_lost_by_a_power_cut(unmounted: Mount, kind: str) -> None:
     """Five cuts at random moments under three writers: no loss, and enough was at stake to prove it."""
-    with LoopDisk(unmounted.directory, kind, size_mib=512).mounted() as disk:
+    with LoopDisk(unmounted.directory, kind, size_mib=512).mounted(unmounted) as disk:
         tally = cutting.cut_repeatedly(unmounted, disk, CUTS, seed=1)
 
     print(f"{tally}")

@@ -13,7 +13,7 @@ IMAGES = 30
 @pytest.mark.parametrize("durable", [True, False])
 def test_close_is_durable(unmounted: Mount, durable: bool) -> None:
     """The power goes right after thirty saves: all are there with the option, and not all without it."""
-    with LoopDisk(unmounted.directory, "ext4", size_mib=256).mounted() as disk:
+    with LoopDisk(unmounted.directory, "ext4", size_mib=256).mounted(unmounted) as disk:
         unmounted.store = disk.path / "store"
         unmounted.mount(*(["--durable-close"] if durable else []))
         daemon = unmounted.pid

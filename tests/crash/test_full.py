@@ -9,7 +9,7 @@ ROUNDS = 5
 
 def test_no_acknowledged_save_is_lost_on_a_full_disk(unmounted: Mount) -> None:
     """Five rounds of four writers on 64 MiB: no loss, and the disk was really full."""
-    with LoopDisk(unmounted.directory, "ext4", filling.DISK_SIZE_MIB).mounted() as disk:
+    with LoopDisk(unmounted.directory, "ext4", filling.DISK_SIZE_MIB).mounted(unmounted) as disk:
         unmounted.store = disk.path / "store"
         unmounted.mount()
         tally = filling.fill_repeatedly(unmounted, ROUNDS)

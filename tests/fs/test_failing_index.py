@@ -10,7 +10,7 @@ from support import Mount, wait_until_gone
 
 def test_mount_becomes_read_only_when_its_index_fails(unmounted: Mount) -> None:
     """The disk refuses writes: all changes fail, with EROFS from the second on; reading goes on."""
-    with LoopDisk(unmounted.directory, "ext4", size_mib=64).mounted() as disk:
+    with LoopDisk(unmounted.directory, "ext4", size_mib=64).mounted(unmounted) as disk:
         unmounted.store = disk.path / "store"
         unmounted.mount()
         pid = unmounted.pid
