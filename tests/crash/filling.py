@@ -31,7 +31,7 @@ class Tally:
 
 
 class Writer:
-    """Saves, replaces and deletes its own images; knows which version of each must be there."""
+    """Saves, replaces and deletes its own images; knows which versions of each may be there."""
 
     def __init__(self, directory: Path, number: int, tally: Tally) -> None:
         self._directory = directory
@@ -39,7 +39,8 @@ class Writer:
         self._tally = tally
         self._chance = random.Random(number)
         self._save_number = 0
-        self.expected: dict[str, int | None] = {}
+        # None: no image. A save that was refused may have been done all the same, with room that came later.
+        self.legal: dict[str, set[int | None]] = {}
 
     def work(self) -> None:
         """One round. Raises where a delete fails, or a save fails for another reason than the full disk."""
@@ -56,7 +57,7 @@ class Writer:
                 if error.errno != errno.ENOSPC:
                     raise
                 self._tally.refused += 1
-                for other in self._chance.sample(sorted(self.expected), min(3, len(self.expected))):
+                for other in self._chance.sample(sorted(self.legal), min(3, len(self.legal))):
                     self._delete(other)
                     self._tally.deleted_when_full += 1
 
@@ -78,27 +79,29 @@ class Writer:
             if replace:
                 with contextlib.suppress(FileNotFoundError):
                     target.unlink()
+            else:
+                self.legal.setdefault(name, {None}).add(self._save_number)
             raise
-        self.expected[name] = self._save_number
+        self.legal[name] = {self._save_number}
         self._tally.saved += 1
 
     def delete_all(self) -> None:
         """Make room."""
-        for name in list(self.expected):
+        for name in list(self.legal):
             self._delete(name)
 
     def _delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             (self._directory / name).unlink()
-        self.expected[name] = None
+        self.legal[name] = {None}
 
     def losses(self) -> list[str]:
         """Images that are not what they must be. A draft is given up a moment after its close has failed."""
         deadline = time.monotonic() + _GIVING_UP_TIMEOUT_S
         while True:
-            wrong = [name for name, number in self.expected.items() if self._found(name) != number]
+            wrong = [name for name, legal in self.legal.items() if self._found(name) not in legal]
             if not wrong or time.monotonic() > deadline:
-                return [f"{name}: {self._found(name)} instead of {self.expected[name]}" for name in wrong]
+                return [f"{name}: {self._found(name)} instead of {self.legal[name]}" for name in wrong]
             time.sleep(0.1)
 
     def _found(self, name: str) -> int | str | None:
@@ -108,9 +111,9 @@ class Writer:
             return None
         except OSError as error:
             return str(error)  # while a draft that found no room is being given up, any close of it tells so
-        number = self.expected[name]
-        if number is not None and found == ledger.content(name, number):
-            return number
+        for number in self.legal[name]:
+            if number is not None and found == ledger.content(name, number):
+                return number
         return f"{len(found)} other bytes"
 
 
