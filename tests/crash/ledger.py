@@ -84,6 +84,8 @@ class _History:
     """Legal states of one name: the last that had to survive and everything begun since. None: deleted."""
 
     legal: list[int | None] = field(default_factory=lambda: [None])
+    steps: list[str] = field(default_factory=list)
+    highest: int = 0
 
 
 def survives_kill(kind: str, done_s: float) -> bool:
@@ -105,6 +107,8 @@ def judge(
             what, kind, name, number, at_s = json.loads(line)
             history = histories.setdefault(name, _History())
             state = None if kind == "delete" else number
+            history.highest = max(history.highest, number)
+            history.steps.append(f"{what} {kind} {number} at {at_s:.4f}")
             if what == "begin":
                 history.legal.append(state)
                 continue
@@ -123,13 +127,20 @@ def _judge_name(path: Path, history: _History, verdict: Verdict) -> None:
         found = path.read_bytes()
     except FileNotFoundError:
         if None not in history.legal:
-            verdict.losses.append(f"{path.name}: gone, but {history.legal[0]} was acknowledged")
+            _lose(path, "gone", history, verdict)
         return
     except OSError as error:
-        verdict.losses.append(f"{path.name}: {error}")
+        _lose(path, str(error), history, verdict)
         return
     if not any(number is not None and found == content(path.name, number) for number in history.legal):
-        verdict.losses.append(f"{path.name}: {len(found)} bytes that are none of {history.legal}")
+        numbers = range(history.highest + 1)
+        whole = [number for number in numbers if content(path.name, number) == found]
+        _lose(path, f"{len(found)} bytes, which are {whole or 'no version'}", history, verdict)
+
+
+def _lose(path: Path, what: str, history: _History, verdict: Verdict) -> None:
+    steps = "; ".join(history.steps[-6:])
+    verdict.losses.append(f"{path.name}: {what}, legal {history.legal}, after: {steps}")
 
 
 if __name__ == "__main__":

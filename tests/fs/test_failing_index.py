@@ -42,3 +42,34 @@ def test_mount_becomes_read_only_when_its_index_fails(unmounted: Mount) -> None:
         assert image.read_bytes() == b"saved"
         (unmounted.mountpoint / "directory").mkdir()
         unmounted.unmount()
+
+
+def test_fsync_that_failed_fails_again(unmounted: Mount) -> None:
+    """What could not be made durable is told by every fsync from then on, not only by the first."""
+    with LoopDisk(unmounted.directory, "ext4", size_mib=64).mounted(unmounted) as disk:
+        unmounted.store = disk.path / "store"
+        unmounted.mount()
+        pid = unmounted.pid
+        for expected in (
+            "Nothing more is written",
+            "could not be made durable",
+            "could not be saved",
+            "was not saved",
+        ):
+            unmounted.expect_log(expected)
+        descriptor = os.open(unmounted.mountpoint / "image.jpg", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.write(descriptor, b"x" * 300_000)
+
+        disk.refuse_writes()
+
+        for _ in range(3):
+            with pytest.raises(OSError, match="Input/output|Read-only"):
+                os.fsync(descriptor)
+        with pytest.raises(OSError, match="Input/output|Read-only"):
+            os.close(descriptor)
+        assert unmounted.run("umount", unmounted.mountpoint).returncode == 1
+        wait_until_gone(pid)
+        disk.restart()
+        unmounted.mount()
+        assert os.listdir(unmounted.mountpoint) == []
+        unmounted.unmount()
