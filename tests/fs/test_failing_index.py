@@ -63,10 +63,9 @@ def test_fsync_that_failed_fails_again(unmounted: Mount) -> None:
         disk.refuse_writes()
 
         for _ in range(3):
-            with pytest.raises(OSError, match="Input/output|Read-only"):
+            with pytest.raises(OSError, match=r"Input/output|Read-only"):
                 os.fsync(descriptor)
-        with pytest.raises(OSError, match="Input/output|Read-only"):
-            os.close(descriptor)
+        os.close(descriptor)  # asks for nothing that the disk would have to do
         assert unmounted.run("umount", unmounted.mountpoint).returncode == 1
         wait_until_gone(pid)
         disk.restart()
