@@ -296,9 +296,14 @@ class Index(Database):
         )
         return [_version(row) for row in rows]
 
-    def reinstate_version(self, version_id: int) -> None:
-        """A retired version is current again."""
-        self.execute("UPDATE version SET retired_by=NULL WHERE version_id=?", (version_id,))
+    def reinstate_version(self, version: Version, inode: Inode) -> None:
+        """A version that was retired, or lost its place, is the current one of an image."""
+        self.execute("UPDATE version SET retired_by=NULL WHERE version_id=?", (version.version_id,))
+        inode.version_id = version.version_id
+        inode.size_bytes = version.size_bytes
+        inode.stored_size_bytes = version.stored_size_bytes
+        inode.mtime_ns = version.mtime_ns
+        self.update_inode(inode)
 
     def known_objects(self, from_version_id: int) -> set[int]:
         """Ids of versions, retired ones too, that are not below `from_version_id`."""

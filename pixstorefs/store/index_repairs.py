@@ -121,12 +121,7 @@ def adopt_version(index: Index, version: Version, lost: Version | None, token: i
     assert inode is not None
     if lost is not None:
         index.retire_version(lost.version_id, token)
-    index.reinstate_version(version.version_id)
-    inode.version_id = version.version_id
-    inode.size_bytes = version.size_bytes
-    inode.stored_size_bytes = version.stored_size_bytes
-    inode.mtime_ns = version.mtime_ns
-    index.update_inode(inode)
+    index.reinstate_version(version, inode)
 
 
 def forget_version(index: Index, version_id: int) -> None:

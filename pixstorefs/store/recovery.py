@@ -63,12 +63,7 @@ def _revert(index: Index, objects: ObjectDirectory, inode: Inode, lost: Version)
     index.retire_version(lost.version_id, lost.token)
     for version in index.fallbacks(inode.ino):
         if version.version_id != lost.version_id and _on_disk(objects, version, inode):
-            index.reinstate_version(version.version_id)
-            inode.version_id = version.version_id
-            inode.size_bytes = version.size_bytes
-            inode.stored_size_bytes = version.stored_size_bytes
-            inode.mtime_ns = version.mtime_ns
-            index.update_inode(inode)
+            index.reinstate_version(version, inode)
             return True
     return False
 

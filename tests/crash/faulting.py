@@ -26,12 +26,13 @@ if __name__ == "__main__":  # the folders that pytest knows by itself
 
 from disks import LoopDisk
 from scenarios import SCENARIOS, Scenario, Step, Tree, describe, named, prepare, settings
-from stores import Place, objects_of
+from stores import Place, image, objects_of
 
 from pixstorefs.errors import PixstoreError
 from pixstorefs.keys.secrets import secret_from_keyfile
 from pixstorefs.store.check import Check, Progress
 from pixstorefs.store.findings import Reaction
+from pixstorefs.store.header import create_store, is_store
 from pixstorefs.store.store import Store
 from pixstorefs.store.view import StoreView
 
@@ -167,25 +168,8 @@ class Harness:
         self._site.sync()
 
     def _run(self, arm: Callable[[], None]) -> tuple[int, list[str]]:
-        """The scenario in a child; returns its exit status and what it wrote down."""
-        read_end, write_end = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            status = 70
-            try:
-                os.close(read_end)
-                with settings(self._scenario):
-                    arm()
-                    self._act(lambda note: os.write(write_end, note.encode() + b"\n"))
-                status = 0
-            except BaseException as error:
-                os.write(write_end, f"! {type(error).__name__}: {error}\n".encode())
-            finally:
-                os._exit(status)
-        os.close(write_end)
-        with open(read_end, "rb") as pipe:
-            notes = pipe.read().decode().splitlines()
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), notes
+        with settings(self._scenario):
+            return in_child(arm, self._act)
 
     def _act(self, note: Callable[[str], object]) -> None:
         """Open, do the steps, sync, close. A step that fails must have changed nothing; it is tried again."""
@@ -218,6 +202,88 @@ class Harness:
                 note(f"done {number}")
                 return True
         return False
+
+
+class Creation:
+    """Making a store: whatever happens, there is a whole one afterwards, or nothing that looks like one."""
+
+    def __init__(self, site: "Site", shim: Shim) -> None:
+        self._site = site
+        self._shim = shim
+        self._place = Place(site.disk_folder)
+
+    def trace(self) -> list[str]:
+        """The calls that make a store."""
+        with tempfile.TemporaryFile() as file:
+            self._run(_COUNT, 0, 0, file.fileno())
+            file.seek(0)
+            return file.read().decode().splitlines()
+
+    def check(self, kind: str, at: int, tally: Tally) -> None:
+        """Make one with a fault at one call, and see whether it opens."""
+        what, number = KINDS[kind]
+        status, notes = self._run(what, at, number)
+        tally.points += 1
+        if what == _CUT_POWER:
+            self._site.restart()
+        made = is_store(str(self._place.path))
+        tally.old += not made
+        tally.new += made
+        tally.failed_and_told += any(note.startswith("failed") for note in notes)
+        problem = ""
+        if status not in (0, _DIED):
+            problem = f"the process ended with {status}"
+        elif not made and "made" in notes:
+            problem = "the store was acknowledged and is gone"
+        elif made:
+            try:
+                self._use()
+            except (PixstoreError, OSError) as error:
+                problem = f"{type(error).__name__}: {error}"
+        if problem:
+            tally.problems.append(f"create, {kind} at call {at}: {problem}")
+
+    def _use(self) -> None:
+        with self._place.open() as images:
+            images.save_image(image(1000, "first"))
+
+    def _run(self, what: int, at: int, number: int, trace: int = -1) -> tuple[int, list[str]]:
+        if self._place.path.exists():
+            shutil.rmtree(self._place.path)
+        self._place.path.mkdir()
+        self._site.sync()
+
+        def create(note: Callable[[str], object]) -> None:
+            try:
+                create_store(str(self._place.path), lambda _: secret_from_keyfile(self._place.keyfile))
+                note("made")
+            except (PixstoreError, OSError) as error:
+                note(f"failed: {error}")
+
+        return in_child(lambda: self._shim.arm(self._place.path, what, at, number, trace), create)
+
+
+def in_child(
+    arm: Callable[[], None], act: Callable[[Callable[[str], object]], None]
+) -> tuple[int, list[str]]:
+    """Arm and act in a child; returns its exit status and what it wrote down."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            os.close(read_end)
+            arm()
+            act(lambda note: os.write(write_end, note.encode() + b"\n"))
+            status = 0
+        except BaseException as error:
+            os.write(write_end, f"! {type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(status)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        notes = pipe.read().decode().splitlines()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), notes
 
 
 def _objects_wanted(store: Store) -> Iterator[int]:
@@ -273,13 +339,17 @@ def run(scenarios: list[Scenario], kinds: list[str], stride: int) -> Tally:
     for scenario in scenarios:
         for power in sorted({kind == "power cut" for kind in kinds}):
             with site(with_power=power) as place:
-                harness = Harness(scenario, place, shim)
+                harness = _harness(scenario, place, shim)
                 trace = harness.trace()
                 tally.calls.update(line.split(" ")[0] for line in trace)
                 for offset, kind in enumerate(kind for kind in kinds if (kind == "power cut") is power):
                     for at in range(1 + offset % stride, len(trace) + 1, stride):
                         harness.check(kind, at, tally)
     return tally
+
+
+def _harness(scenario: Scenario, place: Site, shim: Shim) -> "Harness | Creation":
+    return Creation(place, shim) if scenario.creates else Harness(scenario, place, shim)
 
 
 def compile_shim(folder: Path) -> Path:
@@ -312,7 +382,7 @@ def main() -> int:
     if asked.trace:
         for scenario in scenarios:
             with site(with_power=False) as place:
-                print("\n".join(Harness(scenario, place, Shim()).trace()))
+                print("\n".join(_harness(scenario, place, Shim()).trace()))
         return 0
     tally = run(scenarios, asked.kind or list(KINDS), asked.stride)
     if asked.json:

@@ -28,6 +28,8 @@ class Scenario:
     name: str
     steps: tuple[Step, ...]
     unclean: bool = False
+    # There is no store yet: it is made, and that is all.
+    creates: bool = False
     # Every barrier moves the log into the database, as it would after megabytes of changes.
     checkpoints: bool = False
 
@@ -149,6 +151,7 @@ SCENARIOS = (
     Scenario("make a directory", (lambda store: store.add(_directory(store), ROOT_INO, b"made"),)),
     Scenario("set an xattr", (lambda store: store.put_xattr(_ino(store, "d"), b"user.note", b"second", 5),)),
     Scenario("recover", (), unclean=True),
+    Scenario("create", (), creates=True),
 )
 
 
