@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pixstorefs.errors import CorruptImage, CorruptStore
 from pixstorefs.store import index_walk
 from pixstorefs.store.findings import Finding, Reaction, Violation
-from pixstorefs.store.header import differing_copies
+from pixstorefs.store.header import COPIES_FOLDER, differing_copies
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.index_invariants import INVARIANTS, images_have_content, integrity_problems
 from pixstorefs.store.index_walk import StoredImage
@@ -69,6 +69,12 @@ class Check:
                 "copy-differs",
                 Reaction.NOTE,
                 f"{name} or its copy in copies/ is missing or damaged; the next mount makes both whole again",
+            )
+        for name in self._view.damaged_copies():
+            yield Finding(
+                "copy-damaged",
+                Reaction.NOTE,
+                f"{COPIES_FOLDER}/{name}, a copy of the index, cannot be read; the next one replaces it",
             )
         try:
             yield from self.run_index()

@@ -205,6 +205,13 @@ def good_copies(store_path: str, key: bytes, store_id: bytes) -> list[Copy]:
     return good
 
 
+def damaged_copies(store_path: str, key: bytes, store_id: bytes) -> list[str]:
+    """Names of copies that are there and of no use."""
+    good = {copy.path for copy in good_copies(store_path, key, store_id)}
+    paths = [os.path.join(store_path, COPIES_FOLDER, name) for name in NAMES]
+    return [os.path.basename(path) for path in paths if os.path.lexists(path) and path not in good]
+
+
 def _copies_in(folder: str, key: bytes, store_id: bytes) -> list[Copy]:
     found = []
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""Opening a store: header, key slots, lock, index, recovery, in this order."""
+"""Opening a store: header, lock, key slots, index, recovery, in this order."""
 
 import os
 
@@ -16,6 +16,7 @@ from pixstorefs.store.header import (
     read_header,
 )
 from pixstorefs.store.images import ImageStore
+from pixstorefs.store.ownership import own
 from pixstorefs.store.store import Store
 
 
@@ -26,14 +27,17 @@ def open_unlocked(
 
     Raises NotAStore, NewerFormat, CorruptStore, WrongKey, StoreInUse, OSError.
     """
-    header, slots, index_key = unlock(path, secret)
+    read_header(path)
+    # The lock before the key slots: that somebody else has the store should not cost an argon2id to find out.
+    ownership = own(path, mountpoint, read_only=read_only)
+    try:
+        header, slots, index_key = unlock(path, secret)
+    except BaseException:
+        if ownership is not None:
+            ownership.release()
+        raise
     store = Store(
-        path,
-        header.store_id,
-        index_key,
-        padding=header.padding,
-        read_only=read_only,
-        mountpoint=mountpoint,
+        path, header.store_id, index_key, ownership=ownership, padding=header.padding, read_only=read_only
     )
     if not read_only:
         store.report += _put_back(path, header.raw, slots)

@@ -31,6 +31,16 @@ class Ownership:
         os.close(self._fd)
 
 
+def own(store_path: str, mountpoint: str | None, *, read_only: bool) -> Ownership | None:
+    """Take the lock of a store; None where it is only read and lies on media that cannot be written.
+
+    Raises StoreInUse, naming the owner.
+    """
+    if read_only and not os.access(store_path, os.W_OK):
+        return None
+    return Ownership(store_path, mountpoint)
+
+
 def _who(store_path: str, owner: bytes) -> str:
     try:
         fields = json.loads(owner)

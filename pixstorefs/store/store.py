@@ -61,15 +61,16 @@ class Store:
         store_id: bytes,
         index_key: bytes,
         *,
+        ownership: Ownership | None,
         padding: bool,
         read_only: bool = False,
-        mountpoint: str | None = None,
         random: Callable[[int], bytes] = os.urandom,
         copies: Schedule | None = None,
     ) -> None:
-        """Take the store's lock, open and, after an unclean stop, recover it.
+        """Open and, after an unclean stop, recover it.
 
-        Raises StoreInUse, WrongKey, CorruptStore, NewerFormat, OSError.
+        `ownership` is the store's lock, which is released at the end or when this fails; None to read what
+        nobody can write. Raises CorruptStore, NewerFormat, OSError.
         """
         self.path = path
         self._padding = padding
@@ -77,7 +78,7 @@ class Store:
         self.lock = threading.RLock()
         self._random = random
         self._closed = False
-        self._ownership = None if read_only and not os.access(path, os.W_OK) else Ownership(path, mountpoint)
+        self._ownership = ownership
         self._reserve = Reserve(path)
         self._objects = ObjectDirectory(path, store_id)
         try:

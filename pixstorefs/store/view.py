@@ -10,6 +10,7 @@ import shutil
 import tempfile
 
 from pixstorefs.keys.secrets import Secret
+from pixstorefs.store.copies import damaged_copies
 from pixstorefs.store.header import INDEX_FILE
 from pixstorefs.store.index import Index
 from pixstorefs.store.index_database import log_size_bytes
@@ -27,6 +28,7 @@ class StoreView:
         header, _, key = unlock(path, secret)
         self.store_id = header.store_id
         self.objects = ObjectDirectory(path, header.store_id)
+        self._key = key
         self._copy: str | None = None
         index_path = os.path.join(path, INDEX_FILE)
         writable = os.access(path, os.W_OK)
@@ -47,6 +49,10 @@ class StoreView:
     def __exit__(self, *_: object) -> None:
         self.index.close()
         self._remove_copy()
+
+    def damaged_copies(self) -> list[str]:
+        """Names of copies of the index that are there and of no use."""
+        return damaged_copies(self.path, self._key, self.store_id)
 
     def is_owned(self) -> bool:
         """Whether a process has the store open for writing, or takes it this moment."""

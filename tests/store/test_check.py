@@ -529,6 +529,15 @@ def test_header_and_key_slots(closed: Place) -> None:
         check(closed)
 
 
+def test_a_copy_of_the_index(closed: Place) -> None:
+    """One that cannot be read is a note: the index itself is whole, and the next copy replaces it."""
+    path = closed.path / "copies" / "index-1.db"
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    assert [(found.kind, found.reaction) for found in check(closed)] == [("copy-damaged", Reaction.NOTE)]
+
+
 def test_one_path_only(closed: Place) -> None:
     """A part of the tree is checked without the rest."""
     _object_of(closed, b"photo-0").unlink()

@@ -23,6 +23,7 @@ from pixstorefs.store import index_copy
 from pixstorefs.store.copies import Schedule, good_copies
 from pixstorefs.store.header import INDEX_PURPOSE, is_store, keys_json, read_header
 from pixstorefs.store.index import ROOT_INO
+from pixstorefs.store.ownership import Ownership
 from pixstorefs.store.store import Store
 
 NEVER_S = 1e6
@@ -43,7 +44,8 @@ def opened(place: Place, **schedule: float) -> Iterator[Store]:
     """A store that makes copies by its own schedule; never, unless told."""
     key, store_id = key_of(place)
     wanted = Schedule(**{"first_after_s": NEVER_S, "every_s": NEVER_S, "every_tokens": 10**9} | schedule)
-    store = Store(str(place.path), store_id, key, padding=True, copies=wanted)
+    path = str(place.path)
+    store = Store(path, store_id, key, ownership=Ownership(path, None), padding=True, copies=wanted)
     try:
         yield store
     finally:
