@@ -1,5 +1,6 @@
 """Allocation: version ids, keys and room for content that is not saved yet."""
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -7,6 +8,8 @@ from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.objects import ObjectDirectory, ObjectReader, ObjectWriter, SealedObject
 from pixstorefs.store.sealing import new_version_key
 from pixstorefs.store.spill import Spill
+
+log = logging.getLogger(__name__)
 
 
 class Allocator:
@@ -29,6 +32,7 @@ class Allocator:
         self._numbers = numbers
         self._random = random
         self._unsaved: set[int] = set()
+        self._leftovers: list[int] = []
 
     def new_image_id(self, ino: int) -> bytes:
         """A fresh id for the image with this inode: its number, to find it, and 8 random bytes."""
@@ -42,12 +46,24 @@ class Allocator:
 
     def discard_object(self, writer: ObjectWriter) -> None:
         """The version is not saved after all: remove what was written of it."""
-        writer.abort()
-        self._unsaved.discard(writer.key.version_id)
+        self._discard(writer.abort, writer.key.version_id)
 
     def discard_finished(self, version_id: int) -> None:
         """The same for an object that was finished and has no row."""
-        self._objects.unlink([version_id])
+        self._discard(lambda: self._objects.unlink([version_id]), version_id)
+
+    def leftovers(self) -> list[int]:
+        """Objects of drafts that could not be removed so far; the caller tries again."""
+        found, self._leftovers = self._leftovers, []
+        return found
+
+    def _discard(self, remove: Callable[[], None], version_id: int) -> None:
+        """Never fails: the save that this draft was for may have been done already."""
+        try:
+            remove()
+        except OSError as error:
+            log.warning("the object %d of a draft cannot be removed yet: %s", version_id, error)
+            self._leftovers.append(version_id)
         self._unsaved.discard(version_id)
 
     def open_finished(self, sealed: SealedObject, image_id: bytes) -> ObjectReader:

@@ -169,7 +169,7 @@ class Store:
         """Ids of versions that nobody needs once everything up to `token` is durable. With the lock held."""
         if self.index.displaced(token):
             self._with_reserve(lambda: self._settle(token))
-        return self.index.retired(token)
+        return self.index.retired(token) + self.allocator.leftovers()
 
     def _settle(self, token: int) -> None:
         with self.index.transaction():
