@@ -1,5 +1,6 @@
 """Who owns a store: one process at a time, told by a locked file with its pid and mountpoint."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -22,13 +23,18 @@ class Ownership:
             owner = os.pread(self._fd, 65536, 0)
             os.close(self._fd)
             raise StoreInUse(_who(store_path, owner)) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps({"pid": os.getpid(), "mountpoint": mountpoint}).encode(), 0)
+        self._tell(json.dumps({"pid": os.getpid(), "mountpoint": mountpoint}))
 
     def release(self) -> None:
         """Give the store free. The file stays: removing a lock file would race with the next owner."""
-        os.ftruncate(self._fd, 0)
+        self._tell("")
         os.close(self._fd)
+
+    def _tell(self, owner: str) -> None:
+        """Say who owns the store. A disk that refuses it is no reason to refuse the store: the lock is."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, owner.encode(), 0)
 
 
 def own(store_path: str, mountpoint: str | None, *, read_only: bool) -> Ownership | None:
