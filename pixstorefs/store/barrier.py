@@ -148,6 +148,8 @@ class Barrier:
         with self._lock:
             retired = self._store.barrier_retired(token)
         self._objects.unlink(retired)
+        # Before their rows go: an object that came back after power loss would have nobody to remove it.
+        self._objects.sync([])
         with self._lock:
             self._store.barrier_passed(token, floor)
         with self._index.log_at_rest(wait=False) as at_rest:

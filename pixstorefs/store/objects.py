@@ -303,6 +303,8 @@ class ObjectDirectory:
         self.reserve: Reserve | None = None
         self._folder = -1
         self._folder_fd = -1
+        # Folders that lost a name since they were synced; added to behind the unlink, by any thread.
+        self._unlinked_in: set[int] = set()
 
     def close(self) -> None:
         """Release the descriptor kept for the newest folder."""
@@ -356,6 +358,8 @@ class ObjectDirectory:
                 if error.errno not in _NOT_REMOVABLE:
                     raise
                 log.warning("the object %d of a deleted version cannot be removed: %s", version_id, error)
+            else:
+                self._unlinked_in.add(version_id // OBJECTS_PER_FOLDER)
 
     def read_ahead(self, version_id: int, limit_bytes: int) -> None:
         """Have the disk read the front of an object, anew, while others are worked on. Never fails."""
@@ -372,17 +376,19 @@ class ObjectDirectory:
             os.close(fd)
 
     def sync(self, version_ids: list[int]) -> None:
-        """Make objects and their names durable (fsync(2): a new file needs its directory synced too)."""
-        if not version_ids:
-            return
+        """Make objects and names durable, and what was unlinked (fsync(2): names are their directory's)."""
         if len(version_ids) >= SYNCFS_FROM_OBJECTS:
             self.sync_all()
             return
         for version_id in version_ids:
             _sync_path(self.path(version_id), os.fdatasync)
-        for folder in {version_id // OBJECTS_PER_FOLDER for version_id in version_ids}:
+        folders = {version_id // OBJECTS_PER_FOLDER for version_id in version_ids}
+        while self._unlinked_in:
+            folders.add(self._unlinked_in.pop())
+        for folder in folders:
             _sync_path(os.path.join(self._path, str(folder)), os.fsync)
-        _sync_path(self._path, os.fsync)
+        if version_ids:
+            _sync_path(self._path, os.fsync)
 
     def sync_all(self) -> None:
         """Make every object and every name durable."""

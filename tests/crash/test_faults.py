@@ -85,6 +85,23 @@ def test_order_of_a_barrier() -> None:
     assert order == sorted(order)
 
 
+def test_unlinking_is_synced_before_its_rows_go() -> None:
+    """An object that came back after power loss, with its row gone for good, would stay for ever."""
+    calls = _output("--scenario", "update", "--trace").splitlines()
+    (unlinked,) = (call for call in calls if call.startswith("unlink /objects/"))
+    at = calls.index(unlinked)
+    folder = os.path.dirname(unlinked.removeprefix("unlink "))
+    assert _next(calls, f"fsync {folder}", at) < _next(calls, "write /index.db-wal", at)
+
+
+def test_sweep_is_synced_before_the_floor_rises() -> None:
+    """The same for the drafts that recovery removes: the next one does not look below the floor."""
+    calls = _output("--scenario", "recover", "--trace").splitlines()
+    swept = calls.index(next(call for call in calls if call.startswith("unlink /objects/")))
+    folder = os.path.dirname(calls[swept].removeprefix("unlink "))
+    assert _next(calls, f"fsync {folder}", swept) < _next(calls, "write /index.db-wal", swept)
+
+
 def _next(calls: list[str], call: str, after: int) -> int:
     return calls.index(call, after)
 
