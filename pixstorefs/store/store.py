@@ -103,6 +103,8 @@ class Store:
         if not state.clean:
             if immutable:
                 raise _needs_recovery(self.path)
+            # What stands in the log may have failed to reach the disk, and no sync would tell so twice.
+            self._with_reserve(lambda: self.index.empty_log(checkpointed=self.index.checkpoint()))
             self.report = self._with_reserve(lambda: recover(self.index, self._objects, state))
         self.numbers = Numbers(state)
         self.allocator = Allocator(

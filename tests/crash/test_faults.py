@@ -102,6 +102,17 @@ def test_sweep_is_synced_before_the_floor_rises() -> None:
     assert _next(calls, f"fsync {folder}", swept) < _next(calls, "write /index.db-wal", swept)
 
 
+def test_log_is_written_anew_after_an_unclean_stop() -> None:
+    """What a failed sync dropped from the log is copied to the database before anything relies on it.
+
+    Linux reports a failed writeback once: the next sync of the same log succeeds and proves nothing.
+    """
+    calls = _output("--scenario", "recover", "--trace").splitlines()
+    first_of_recovery = calls.index("write /index.db-wal")
+    copied = calls.index("write /index.db")
+    assert copied < _next(calls, "fdatasync /index.db", copied) < first_of_recovery
+
+
 def _next(calls: list[str], call: str, after: int) -> int:
     return calls.index(call, after)
 
