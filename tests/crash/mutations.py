@@ -92,6 +92,36 @@ MUTATIONS = (
         _POWER,
     ),
     Mutation(
+        "the folders of objects are not synced",
+        "pixstorefs/store/objects.py",
+        "        for folder in folders:\n"
+        "            _sync_path(os.path.join(self._path, str(folder)), os.fsync)\n",
+        "",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
+        "unlinking is not synced before its rows go",
+        "pixstorefs/store/barrier.py",
+        "        self._objects.sync([])\n",
+        "",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
+        "recovery's sweep is not synced",
+        "pixstorefs/store/recovery.py",
+        "    objects.sync([])  # the barrier",
+        "    # the barrier",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
+        "recovery trusts a log whose sync may have failed",
+        "pixstorefs/store/store.py",
+        "            self._with_reserve("
+        "lambda: self.index.empty_log(checkpointed=self.index.checkpoint()))\n",
+        "",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
         "a failed barrier is forgotten",
         "pixstorefs/store/barrier.py",
         "                self._failure = failure\n",
