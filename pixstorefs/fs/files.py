@@ -13,7 +13,7 @@ from pixstorefs.fs.open_image import OpenImage, PendingName
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.objects import Content, ObjectReader
-from pixstorefs.store.records import Inode
+from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.store import NewName, Store
 
 log = logging.getLogger(__name__)
@@ -96,9 +96,12 @@ class Files:
     def forget(self, ino: int) -> None:
         """The kernel has let go of an inode."""
         if ino not in self._images:
-            self._gone.pop(ino, None)
-            self._gone_xattrs.pop(ino, None)
-            self._gone_readers.pop(ino, None)
+            self._drop_gone(ino)
+
+    def _drop_gone(self, ino: int) -> None:
+        self._gone.pop(ino, None)
+        self._gone_xattrs.pop(ino, None)
+        self._gone_readers.pop(ino, None)
 
     # Handles
 
@@ -163,13 +166,27 @@ class Files:
         lost = image.to_save
         if lost:
             self._generations[image.inode.ino] = self.generation(image.inode.ino) + 1
-        if image.pending is not None:
+        never_saved = image.pending
+        if never_saved is not None:
             self._pending.discard(image)
             image.pending = None
         image.close()
         if self._images.get(image.inode.ino) is image:
             del self._images[image.inode.ino]
+        if never_saved is not None:
+            self._bring_back(never_saved.entry)
         return lost
+
+    def _bring_back(self, entry: Entry) -> None:
+        """The saved file that a pending one had replaced has its name again, and is saved when written."""
+        inode = self._store.lookup(entry.parent, entry.name)
+        if inode is None:
+            return
+        self._drop_gone(inode.ino)
+        image = self._images.get(inode.ino)
+        if image is not None:
+            image.inode.nlink = inode.nlink
+            image.gone = False
 
     def generation(self, ino: int) -> int:
         """The generation of an inode. With another one the kernel takes it for another file."""

@@ -1,5 +1,6 @@
 """A full disk: the error reaches the writer, what was saved stays, and the mount goes on."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -40,6 +41,12 @@ def _write(path: Path, data: bytes) -> None:
             view = view[os.write(descriptor, view[: 1 << 20]) :]
     finally:
         os.close(descriptor)
+
+
+def _fill_and_sync(descriptor: int) -> None:
+    for _ in range(2 * _DISK_SIZE_BYTES >> 20):
+        os.write(descriptor, os.urandom(1 << 20))
+    os.fsync(descriptor)
 
 
 def _wait(condition: Callable[[], bool]) -> None:
@@ -126,3 +133,25 @@ def _sync(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
+
+
+def test_image_whose_replacement_was_not_saved_is_an_ordinary_one_again(small_disk: Mount) -> None:
+    """Also while a program has it open all the time: what is written into it then is saved."""
+    image, temporary = small_disk.mountpoint / "image.jpg", small_disk.mountpoint / "tmp"
+    _write(image, b"old")
+    small_disk.expect_log("image.jpg was not saved")
+    with open(image, "rb") as reader:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT)
+        temporary.rename(image)
+        with pytest.raises(OSError) as failure:
+            _fill_and_sync(descriptor)
+        assert failure.value.errno == errno.ENOSPC
+        with contextlib.suppress(OSError):  # told at the write already
+            os.close(descriptor)
+        _wait(lambda: image.stat().st_size == len(b"old"))
+
+        _write(image, b"newer")
+
+        assert os.fstat(reader.fileno()).st_nlink == 1
+    small_disk.remount()
+    assert image.read_bytes() == b"newer"
