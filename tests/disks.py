@@ -70,10 +70,6 @@ class LoopDisk:
         self._unmount()
         subprocess.run(["mount", "-o", "loop", self._image, self.path], check=True)
 
-    def fill(self) -> Path:
-        """Take all room that is left; returns the file that has it."""
-        return fill(self.path)
-
     def _unmount(self) -> None:
         deadline = time.monotonic() + _UNMOUNT_TIMEOUT_S
         while True:

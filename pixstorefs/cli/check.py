@@ -14,6 +14,7 @@ from pixstorefs.cli.secrets_options import SecretChoice, secret_for_store, secre
 from pixstorefs.errors import CorruptStore, ImageNotFound
 
 if TYPE_CHECKING:
+    from pixstorefs.cli.check_progress import Bookmark
     from pixstorefs.cli.check_report import CheckReport
     from pixstorefs.keys.secrets import Secret
     from pixstorefs.store.check import Check, Progress
@@ -143,13 +144,13 @@ def _tell_how_to_go_on(report: "CheckReport", store: str, *, whole: bool) -> Non
 
 
 def _collect(
-    findings: "Iterable[Finding]", progress: "Progress", report: "CheckReport", bookmark: object
+    findings: "Iterable[Finding]", progress: "Progress", report: "CheckReport", bookmark: "Bookmark | None"
 ) -> None:
     """Run a check to its end or its interruption, showing how far it is."""
-    from pixstorefs.cli.check_progress import SAVE_INTERVAL_S, Bookmark, Regularly, bar
+    from pixstorefs.cli.check_progress import SAVE_INTERVAL_S, Regularly, bar
 
     def remember() -> None:
-        if isinstance(bookmark, Bookmark):
+        if bookmark is not None:
             try:
                 bookmark.save(progress, report.stop_clock())
             except OSError as error:

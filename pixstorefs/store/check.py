@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pixstorefs.errors import CorruptImage, CorruptStore
 from pixstorefs.store import index_walk
 from pixstorefs.store.findings import Finding, Reaction, Violation
-from pixstorefs.store.header import COPIES_FOLDER, differing_copies
+from pixstorefs.store.header import COPIES_FOLDER, LOST_FOUND, differing_copies
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.index_invariants import INVARIANTS, images_have_content, integrity_problems
 from pixstorefs.store.index_walk import StoredImage
@@ -22,8 +22,6 @@ from pixstorefs.store.records import Version
 from pixstorefs.store.recovery import path_of
 from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES, padded_size
 from pixstorefs.store.view import StoreView
-
-SET_ASIDE = "lost+found"
 
 # What the disk is asked for in advance: enough to keep it busy, too little to push others out of the cache.
 _AHEAD_BYTES = 16 << 20
@@ -141,7 +139,7 @@ class Check:
         reaction = violation.reaction
         if reaction is Reaction.MEND:
             advice = "unmount, and run `pixstorefs check --repair`"
-        elif _is_set_aside(path):
+        elif is_set_aside(path):
             reaction = Reaction.NOTE
         return Finding(
             violation.kind,
@@ -223,7 +221,7 @@ class Check:
                 "its last save did not reach the disk. At the next mount the version before it comes back; "
                 "an image that was new leaves the tree"
             )
-        elif _is_set_aside(path):
+        elif is_set_aside(path):
             kind, reaction = "image-set-aside", Reaction.NOTE
         return Finding(kind, reaction, damage, path, version.ino, stored.image_id, version.version_id)
 
@@ -265,7 +263,7 @@ class Check:
                 "stray-object",
                 Reaction.TIDY,
                 f"the object {version_id} belongs to no image: it takes space and cannot be read. "
-                f"`pixstorefs check --repair` moves it to {SET_ASIDE} in the store's own folder",
+                f"`pixstorefs check --repair` moves it to {LOST_FOUND} in the store's own folder",
                 version_id=version_id,
             )
 
@@ -287,5 +285,6 @@ def contradiction_of(version: Version) -> str | None:
     return None
 
 
-def _is_set_aside(path: str | None) -> bool:
-    return path is not None and path.startswith(SET_ASIDE + "/")
+def is_set_aside(path: str | None) -> bool:
+    """Whether a path inside the mount is where a repair put it (or the directory it puts things in)."""
+    return path is not None and path.split("/")[0] == LOST_FOUND

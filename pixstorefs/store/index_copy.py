@@ -5,6 +5,7 @@ A copy is a database like the index itself: the same key, every page encrypted a
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 
 import apsw
 
@@ -26,35 +27,27 @@ def take_copy(index_path: str, key: bytes, target: str, go_on: Callable[[], None
     """
     with removed_on_error(target):
         os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        with translated(index_path):
-            source = connect(index_path, key)
-            try:
-                source.execute("BEGIN")
-                source.execute("SELECT one FROM state").fetchall()
-                _back_up(source, target, key, go_on)
-            finally:
-                source.close()
+        with translated(index_path), closing(connect(index_path, key)) as source:
+            source.execute("BEGIN")
+            source.execute("SELECT one FROM state").fetchall()
+            _back_up(source, target, key, go_on)
         sync_file(target)
 
 
 def _back_up(source: apsw.Connection, target: str, key: bytes, go_on: Callable[[], None]) -> None:
     # The file is nobody's index yet: no journal beside it, and synced once when it is complete.
-    copy = connect(target, key, journal=False)
-    try:
-        with copy.backup("main", source, "main") as backup:
-            while not backup.step(_STEP_PAGES):
-                go_on()
-    finally:
-        copy.close()
+    with (
+        closing(connect(target, key, journal=False)) as copy,
+        copy.backup("main", source, "main") as backup,
+    ):
+        while not backup.step(_STEP_PAGES):
+            go_on()
 
 
 def state_of(path: str, key: bytes, store_id: bytes) -> State:
     """The state row of a copy: which moment it holds. Raises CorruptStore, NewerFormat, OSError."""
-    index = Index(path, key, store_id, read_only=True)
-    try:
+    with closing(Index(path, key, store_id, read_only=True)) as index:
         return index.state()
-    finally:
-        index.close()
 
 
 def verify(path: str, key: bytes, store_id: bytes) -> None:
@@ -65,11 +58,8 @@ def verify(path: str, key: bytes, store_id: bytes) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
-    index = Index(path, key, store_id, read_only=True)
-    try:
+    with closing(Index(path, key, store_id, read_only=True)) as index:
         found = [row[0] for row in index.execute("PRAGMA quick_check(1)")]
-    finally:
-        index.close()
     if found != ["ok"]:
         raise CorruptStore(f"{path} is damaged: {'; '.join(map(str, found))}")
 

@@ -4,19 +4,14 @@ Every function is one statement, so that it sees one moment of an index in use; 
 columns mean. `integrity_problems` is SQLite's own part: it opens, and so authenticates, every page.
 """
 
-import stat
 from collections.abc import Callable
 
 from pixstorefs.store.findings import Reaction, Violation
 from pixstorefs.store.index import FIRST_COOKIE, ROOT_INO, Index
+from pixstorefs.store.index_schema import IS_DIRECTORY, IS_FILE, IS_SYMLINK
 from pixstorefs.store.sealing import IV_SIZE_BYTES, KEY_SIZE_BYTES
 
 TABLES = ("state", "inode", "entry", "version", "displaced", "xattr")
-
-_TYPE = stat.S_IFMT(0o777777)
-_DIRECTORY = f"(mode & {_TYPE}) = {stat.S_IFDIR}"
-_FILE = f"(mode & {_TYPE}) = {stat.S_IFREG}"
-_SYMLINK = f"(mode & {_TYPE}) = {stat.S_IFLNK}"
 
 
 def integrity_problems(index: Index) -> list[str]:
@@ -32,7 +27,7 @@ def integrity_problems(index: Index) -> list[str]:
 
 def root_directory(index: Index) -> list[Violation]:
     """Inode 1 is a directory and has no name."""
-    if index.one(f"SELECT 1 FROM inode WHERE ino={ROOT_INO} AND {_DIRECTORY}") is None:
+    if index.one(f"SELECT 1 FROM inode WHERE ino={ROOT_INO} AND {IS_DIRECTORY}") is None:
         return [Violation("no-root", "the root directory is missing", ROOT_INO)]
     rows = index.execute(f"SELECT parent, name FROM entry WHERE ino={ROOT_INO}")
     return [Violation("named-root", "a name stands for the root directory", ROOT_INO, *row) for row in rows]
@@ -50,7 +45,7 @@ def entries_lie_in_directories(index: Index) -> list[Violation]:
     """The parent of every entry is a directory."""
     rows = index.execute(
         "SELECT entry.ino, entry.parent, name FROM entry LEFT JOIN inode ON inode.ino=entry.parent "
-        f"WHERE inode.ino IS NULL OR NOT {_DIRECTORY}"
+        f"WHERE inode.ino IS NULL OR NOT {IS_DIRECTORY}"
     )
     return [Violation("name-without-directory", "the directory of this name is lost", *row) for row in rows]
 
@@ -78,7 +73,7 @@ def directories_have_one_name(index: Index) -> list[Violation]:
     rows = index.execute(
         "SELECT ino, parent, name FROM (SELECT entry.*, row_number() OVER "
         "(PARTITION BY ino ORDER BY (parent, cookie) = (home_parent, home_cookie) DESC, cookie) AS nth "
-        f"FROM entry JOIN inode USING (ino) WHERE {_DIRECTORY}) WHERE nth > 1"
+        f"FROM entry JOIN inode USING (ino) WHERE {IS_DIRECTORY}) WHERE nth > 1"
     )
     return [Violation("directory-named-twice", "it has another name already", *row) for row in rows]
 
@@ -86,7 +81,7 @@ def directories_have_one_name(index: Index) -> list[Violation]:
 def tree_has_no_cycles(index: Index) -> list[Violation]:
     """Every directory is reached from the root, or from one without a name, which is told elsewhere."""
     rows = index.execute(
-        f"WITH RECURSIVE directory(ino) AS (SELECT ino FROM inode WHERE {_DIRECTORY}), "
+        f"WITH RECURSIVE directory(ino) AS (SELECT ino FROM inode WHERE {IS_DIRECTORY}), "
         f"reached(ino) AS (SELECT {ROOT_INO} "
         "UNION SELECT ino FROM directory WHERE ino NOT IN (SELECT ino FROM entry) "
         "UNION SELECT entry.ino FROM reached JOIN entry ON parent=reached.ino "
@@ -103,9 +98,9 @@ def link_counts_are_right(index: Index) -> list[Violation]:
     rows = index.execute(
         f"WITH names(ino, n) AS (SELECT ino, count(*) FROM entry GROUP BY ino), "
         "subdirectories(ino, n) AS (SELECT parent, count(*) FROM entry JOIN inode USING (ino) "
-        f"WHERE {_DIRECTORY} GROUP BY parent) "
+        f"WHERE {IS_DIRECTORY} GROUP BY parent) "
         "SELECT ino, nlink, expected FROM (SELECT inode.ino, nlink, CASE "
-        f"WHEN {_DIRECTORY} THEN 2 + ifnull(subdirectories.n, 0) ELSE names.n END AS expected FROM inode "
+        f"WHEN {IS_DIRECTORY} THEN 2 + ifnull(subdirectories.n, 0) ELSE names.n END AS expected FROM inode "
         "LEFT JOIN names USING (ino) LEFT JOIN subdirectories ON subdirectories.ino=inode.ino) "
         "WHERE nlink<>expected"
     )
@@ -127,8 +122,8 @@ def names_can_be_found(index: Index) -> list[Violation]:
 def types_are_consistent(index: Index) -> list[Violation]:
     """Image ids and versions belong to regular files, targets to symlinks."""
     rows = index.execute(
-        f"SELECT ino FROM inode WHERE ({_FILE}) <> (image_id IS NOT NULL) "
-        f"OR (version_id IS NOT NULL AND NOT {_FILE}) OR ({_SYMLINK}) <> (target IS NOT NULL) "
+        f"SELECT ino FROM inode WHERE {IS_FILE} <> (image_id IS NOT NULL) "
+        f"OR (version_id IS NOT NULL AND NOT {IS_FILE}) OR {IS_SYMLINK} <> (target IS NOT NULL) "
         "OR (target IS NOT NULL AND size_bytes<>length(target)) OR size_bytes<0"
     )
     return [Violation("wrong-type", "what kind of file it is contradicts itself", row[0]) for row in rows]
@@ -148,7 +143,7 @@ def images_have_content(index: Index) -> list[Violation]:
     """Every image has a current version of its own, with a key."""
     rows = index.execute(
         "SELECT inode.ino, inode.version_id FROM inode LEFT JOIN version USING (version_id) "
-        f"WHERE {_FILE} AND nlink>0 AND (version.ino IS NOT inode.ino OR version.key IS NULL)"
+        f"WHERE {IS_FILE} AND nlink>0 AND (version.ino IS NOT inode.ino OR version.key IS NULL)"
     )
     return [
         Violation(

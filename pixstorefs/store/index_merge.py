@@ -6,6 +6,7 @@ an entry (it holds the name a second time, on another page). Where they leave a 
 a deleted folder that returns is a nuisance, a lost image is lost.
 """
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 from pixstorefs.imaging.formats import extension
 from pixstorefs.store.index import ROOT_INO, Index, State
 from pixstorefs.store.index_pages import Pages, rows
+from pixstorefs.store.index_schema import IS_DIRECTORY, IS_FILE, is_type
 from pixstorefs.store.recovery import path_of
 from pixstorefs.store.sealing import sealed_size
 
 # How many columns the rows have, which tells most of them apart; see index_schema.
 _COLUMNS = {"inode": 17, "version": 12, "displaced": 5, "entry": 5, "xattr": 3, "name": 3, "linked": 3}
-_S_IFMT, _S_IFREG, _S_IFDIR = 0o170000, 0o100000, 0o040000
 
 
 @dataclass(slots=True)
@@ -176,14 +177,14 @@ class Merge:
             self._run(
                 "INSERT OR IGNORE INTO temp.merged SELECT * FROM entry e WHERE"
                 " (SELECT count(*) FROM temp.merged m WHERE m.ino=e.ino) <"
-                f" (SELECT iif(mode & {_S_IFMT} = {_S_IFDIR} OR ino IN (SELECT ino FROM temp.only_copied),"
+                f" (SELECT iif({IS_DIRECTORY} OR ino IN (SELECT ino FROM temp.only_copied),"
                 "   max(1, e.linked * 65536), nlink) FROM inode WHERE inode.ino=e.ino)"
             )
         self._run("DELETE FROM entry")
         self._run(
             "INSERT INTO entry SELECT parent, cookie, name, ino, linked FROM temp.merged"
             " WHERE ino IN (SELECT ino FROM inode)"
-            f" AND parent IN (SELECT ino FROM inode WHERE mode & {_S_IFMT} = {_S_IFDIR})"
+            f" AND parent IN (SELECT ino FROM inode WHERE {IS_DIRECTORY})"
         )
 
     def _merge_the_rest(self) -> None:
@@ -214,7 +215,7 @@ class Merge:
         while found := self._run(
             "WITH RECURSIVE below(ino) AS "
             f"(SELECT {ROOT_INO} UNION SELECT entry.ino FROM entry JOIN below ON parent=below.ino) "
-            f"SELECT ino FROM inode WHERE mode & {_S_IFMT} = {_S_IFDIR}"
+            f"SELECT ino FROM inode WHERE {IS_DIRECTORY}"
             " AND ino NOT IN (SELECT ino FROM below) "
             # The outermost first: what is in it is then somewhere.
             "ORDER BY ino IN (SELECT ino FROM entry), ino LIMIT 1"
@@ -255,7 +256,7 @@ class Merge:
     def _drop_lost(self) -> list[str]:
         """Images that have no version left; returns their paths."""
         found = self._run(
-            f"SELECT ino, nlink FROM inode WHERE mode & {_S_IFMT} = {_S_IFREG}"
+            f"SELECT ino, nlink FROM inode WHERE {IS_FILE}"
             " AND (version_id IS NULL OR version_id NOT IN (SELECT version_id FROM temp.usable))"
         )
         lost = [path_of(self._index, ino) for ino, nlink in found if nlink > 0]
@@ -293,14 +294,14 @@ class Merge:
         self._run(
             "UPDATE inode SET (nlink, home_parent, home_cookie) ="
             " (SELECT number, parent, cookie FROM temp.names WHERE names.ino=inode.ino)"
-            f" WHERE mode & {_S_IFMT} <> {_S_IFDIR} AND ino IN (SELECT ino FROM temp.names)"
+            f" WHERE NOT {IS_DIRECTORY} AND ino IN (SELECT ino FROM temp.names)"
         )
         self._run(
             "UPDATE inode SET (home_parent, home_cookie) ="
             " (SELECT parent, cookie FROM temp.names WHERE names.ino=inode.ino), nlink = 2 +"
             "  (SELECT count(*) FROM entry JOIN inode child USING (ino)"
-            f"   WHERE parent=inode.ino AND child.mode & {_S_IFMT} = {_S_IFDIR})"
-            f" WHERE mode & {_S_IFMT} = {_S_IFDIR}"
+            f"   WHERE parent=inode.ino AND {is_type(stat.S_IFDIR, 'child.mode')})"
+            f" WHERE {IS_DIRECTORY}"
         )
 
     def _is_whole(self, version_id: int, stored_size_bytes: int) -> bool:

@@ -8,12 +8,8 @@ import stat
 from collections.abc import Callable
 
 from pixstorefs.store.index import Index
+from pixstorefs.store.index_schema import IS_DIRECTORY, IS_FILE, IS_SYMLINK, is_type
 from pixstorefs.store.records import Entry, Version
-
-_TYPE = stat.S_IFMT(0o777777)
-_DIRECTORY = f"(mode & {_TYPE}) = {stat.S_IFDIR}"
-_FILE = f"(mode & {_TYPE}) = {stat.S_IFREG}"
-_SYMLINK = f"(mode & {_TYPE}) = {stat.S_IFLNK}"
 
 
 def raise_numbers(index: Index) -> int:
@@ -44,12 +40,12 @@ def mend_types(index: Index) -> int:
     changed = _changed(
         index,
         "UPDATE inode SET image_id=NULL, version_id=NULL "
-        f"WHERE NOT {_FILE} AND (image_id IS NOT NULL OR version_id IS NOT NULL)",
+        f"WHERE NOT {IS_FILE} AND (image_id IS NOT NULL OR version_id IS NOT NULL)",
     )
-    changed += _changed(index, f"UPDATE inode SET target=NULL WHERE target IS NOT NULL AND NOT {_SYMLINK}")
-    changed += _changed(index, f"UPDATE inode SET target=x'' WHERE target IS NULL AND {_SYMLINK}")
+    changed += _changed(index, f"UPDATE inode SET target=NULL WHERE target IS NOT NULL AND NOT {IS_SYMLINK}")
+    changed += _changed(index, f"UPDATE inode SET target=x'' WHERE target IS NULL AND {IS_SYMLINK}")
     changed += _changed(
-        index, f"UPDATE inode SET size_bytes=length(target) WHERE {_SYMLINK} AND size_bytes<>length(target)"
+        index, f"UPDATE inode SET size_bytes=length(target) WHERE {IS_SYMLINK} AND size_bytes<>length(target)"
     )
     changed += _changed(index, "UPDATE inode SET size_bytes=0 WHERE size_bytes<0")
     return changed
@@ -57,7 +53,7 @@ def mend_types(index: Index) -> int:
 
 def give_image_ids(index: Index, random: Callable[[int], bytes] = os.urandom) -> list[int]:
     """Images without an id get one, though nothing opens under it; returns their inode numbers."""
-    found = [ino for (ino,) in index.execute(f"SELECT ino FROM inode WHERE image_id IS NULL AND {_FILE}")]
+    found = [ino for (ino,) in index.execute(f"SELECT ino FROM inode WHERE image_id IS NULL AND {IS_FILE}")]
     for ino in found:
         index.execute("UPDATE inode SET image_id=? WHERE ino=?", (ino.to_bytes(8, "big") + random(8), ino))
     return found
@@ -89,16 +85,16 @@ def count_links(index: Index) -> int:
     changed = _changed(
         index,
         "UPDATE inode SET nlink=named.n FROM (SELECT ino, count(*) AS n FROM entry GROUP BY ino) AS named "
-        f"WHERE named.ino=inode.ino AND NOT {_DIRECTORY} AND nlink<>named.n",
+        f"WHERE named.ino=inode.ino AND NOT {IS_DIRECTORY} AND nlink<>named.n",
     )
     return changed + _changed(
         index,
         "UPDATE inode SET nlink=counted.n FROM (SELECT directory.ino, 2 + count(child.ino) AS n "
         "FROM inode AS directory LEFT JOIN entry ON entry.parent=directory.ino "
         "LEFT JOIN inode AS child ON child.ino=entry.ino "
-        f"AND (child.mode & {_TYPE}) = {stat.S_IFDIR} "
-        f"WHERE (directory.mode & {_TYPE}) = {stat.S_IFDIR} GROUP BY directory.ino) AS counted "
-        f"WHERE counted.ino=inode.ino AND {_DIRECTORY} AND nlink<>counted.n",
+        f"AND {is_type(stat.S_IFDIR, 'child.mode')} "
+        f"WHERE {is_type(stat.S_IFDIR, 'directory.mode')} GROUP BY directory.ino) AS counted "
+        f"WHERE counted.ino=inode.ino AND {IS_DIRECTORY} AND nlink<>counted.n",
     )
 
 

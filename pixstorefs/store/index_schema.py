@@ -9,6 +9,8 @@ Indexes are few on purpose: a transaction writes every page it touches to the lo
 all the rest of a save (4 to 5 pages for a new file; 9.5 with an index for every question, measured).
 """
 
+import stat
+
 APPLICATION_ID = 0x50585354
 FORMAT = 1
 
@@ -97,3 +99,13 @@ CREATE TABLE xattr (
     PRIMARY KEY (ino, name)
 ) STRICT, WITHOUT ROWID;
 """
+
+
+def is_type(file_type: int, column: str = "mode") -> str:
+    """The SQL condition that an inode is of a type (stat.S_IFDIR, ...)."""
+    return f"(({column} & {stat.S_IFMT(0o777777)}) = {file_type})"
+
+
+IS_DIRECTORY = is_type(stat.S_IFDIR)
+IS_FILE = is_type(stat.S_IFREG)
+IS_SYMLINK = is_type(stat.S_IFLNK)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from pixstorefs.errors import InvalidInput
 from pixstorefs.store import index_repairs as repairs
-from pixstorefs.store.check import SET_ASIDE
 from pixstorefs.store.draft import Draft
+from pixstorefs.store.header import LOST_FOUND
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.recovery import path_of
@@ -76,16 +76,16 @@ class LostAndFound:
             draft.close()
 
     def _directory(self) -> int:
-        found = self._index.lookup(ROOT_INO, SET_ASIDE.encode())
+        found = self._index.lookup(ROOT_INO, LOST_FOUND.encode())
         if found is not None:
             if not stat.S_ISDIR(found.mode):
-                raise InvalidInput(f"/{SET_ASIDE} in the store is a file: rename it, then repair again")
+                raise InvalidInput(f"/{LOST_FOUND} in the store is a file: rename it, then repair again")
             return found.ino
         now_ns = self._now_ns()
         made = new_directory(self._store.numbers.ino(), 0o700, now_ns)
         with self._index.transaction():
             self._index.insert_inode(made, now_ns)
-            entry = Entry(self._store.numbers.cookie(), ROOT_INO, SET_ASIDE.encode())
+            entry = Entry(self._store.numbers.cookie(), ROOT_INO, LOST_FOUND.encode())
             self._index.insert_entry(entry, made.ino)
             self._index.touch_directory(ROOT_INO, now_ns, 1)
         return made.ino
@@ -114,4 +114,4 @@ def _label(inode: Inode) -> bytes:
 
 
 def _shown(name: bytes) -> str:
-    return f"{SET_ASIDE}/{name.decode('utf-8', 'backslashreplace')}"
+    return f"{LOST_FOUND}/{name.decode('utf-8', 'backslashreplace')}"

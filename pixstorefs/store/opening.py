@@ -27,11 +27,11 @@ def open_unlocked(
 
     Raises NotAStore, NewerFormat, CorruptStore, WrongKey, StoreInUse, OSError.
     """
-    read_header(path)
+    header = read_header(path)
     # The lock before the key slots: that somebody else has the store should not cost an argon2id to find out.
     ownership = own(path, mountpoint, read_only=read_only)
     try:
-        header, slots, index_key = unlock(path, secret)
+        slots, index_key = unlock(path, header, secret)
     except BaseException:
         if ownership is not None:
             ownership.release()
@@ -44,17 +44,17 @@ def open_unlocked(
     return store
 
 
-def unlock(path: str, secret: Secret) -> tuple[Header, bytes, bytes]:
-    """The header of a store, its key slots, and the key of its index. Changes nothing.
+def unlock(path: str, header: Header, secret: Secret) -> tuple[bytes, bytes]:
+    """The key slots of a store and the key of its index. Changes nothing.
 
-    Raises NotAStore, NewerFormat, CorruptStore, WrongKey, OSError.
+    Raises NewerFormat, CorruptStore, WrongKey, OSError.
     """
-    header, slots = read_header(path), keys_json(path)
+    slots = keys_json(path)
     try:
         master_key = keyring.unlock(slots, secret, header.raw)
     except WrongKey as error:
         raise _with_advice(path, error) from None
-    return header, slots, keyring.derive(master_key, header.store_id, INDEX_PURPOSE)
+    return slots, keyring.derive(master_key, header.store_id, INDEX_PURPOSE)
 
 
 def _put_back(path: str, header: bytes, slots: bytes) -> list[str]:

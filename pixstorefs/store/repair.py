@@ -15,10 +15,9 @@ from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store import index_invariants as invariants
 from pixstorefs.store import index_repairs as repairs
-from pixstorefs.store.check import SET_ASIDE
 from pixstorefs.store.files import sync_directory
 from pixstorefs.store.findings import Finding, Reaction, Violation
-from pixstorefs.store.header import INDEX_FILE, read_header
+from pixstorefs.store.header import INDEX_FILE, LOST_FOUND, read_header
 from pixstorefs.store.index import ROOT_INO, Index
 from pixstorefs.store.lost_and_found import LostAndFound, new_directory
 from pixstorefs.store.objects import ObjectDirectory, reader_of
@@ -34,12 +33,12 @@ _CYCLE_LIMIT = 1 << 16
 
 def prepare(path: str, secret: Secret) -> list[str]:
     """Mend what opening the store for writing would make worse. Raises as opening a store does."""
-    header, _, key = unlock(path, secret)
+    header = read_header(path)
+    _, key = unlock(path, header, secret)
     ownership = Ownership(path, None)
     try:
         done = _restore_if_damaged(path, key, header.store_id)
-        index = Index(os.path.join(path, INDEX_FILE), key, header.store_id)
-        try:
+        with closing(Index(os.path.join(path, INDEX_FILE), key, header.store_id)) as index:
             if invariants.numbers_are_unused(index):
                 with index.transaction():
                     repairs.raise_numbers(index)
@@ -49,8 +48,6 @@ def prepare(path: str, secret: Secret) -> list[str]:
                     kept = repairs.keep_current(index)
                 done.append(f"{kept} images whose content was about to be removed keep it")
             index.sync_log()
-        finally:
-            index.close()
     finally:
         ownership.release()
     return done
@@ -241,7 +238,7 @@ class Repair:
 
     def _set_aside(self, ino: int) -> None:
         for entry in self._index.names(ino):
-            if not path_of(self._index, entry.parent).startswith(SET_ASIDE):
+            if not path_of(self._index, entry.parent).startswith(LOST_FOUND):
                 self._lost_and_found.move(entry.parent, entry.name, ino)
 
     def _move_strangers(self, strangers: list[Finding]) -> None:
@@ -253,7 +250,7 @@ class Repair:
         source = self._objects.path(version_id)
         if not os.path.lexists(source):
             return
-        folder = os.path.join(self._store.path, SET_ASIDE, "objects")
+        folder = os.path.join(self._store.path, LOST_FOUND, "objects")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         target = os.path.join(folder, str(version_id))
         while os.path.lexists(target):

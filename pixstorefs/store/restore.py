@@ -10,20 +10,20 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from pixstorefs.errors import CorruptStore
 from pixstorefs.store import index_copy
 from pixstorefs.store.copies import Copy, good_copies
 from pixstorefs.store.files import sync_directory
-from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, root_inode
+from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, root_inode
 from pixstorefs.store.index import Index, State
 from pixstorefs.store.index_merge import Merge, Merged
 from pixstorefs.store.index_pages import Pages, read_pages
 from pixstorefs.store.numbers import BLOCK
 from pixstorefs.store.objects import object_path
 
-LOST_FOUND = "lost+found"
 _OBJECTS = "objects"
 _SALVAGE = "salvage"
 _SUFFIXES = ("", "-wal", "-shm")
@@ -224,8 +224,7 @@ def _build(
         os.chmod(place.new, 0o600)
     else:
         Index.create(place.new, key, store_id, root_inode(0))
-    index = Index(place.new, key, store_id)
-    try:
+    with closing(Index(place.new, key, store_id)) as index:
         with index.transaction():
             merge = Merge(index, objects, pages)
             merged = merge.merge()
@@ -233,8 +232,6 @@ def _build(
             known = index.known_objects(0)
         index.checkpoint()
         index.empty_log(checkpointed=True)
-    finally:
-        index.close()
     for suffix in _SUFFIXES[1:]:
         if os.path.lexists(place.new + suffix):
             os.unlink(place.new + suffix)
@@ -256,11 +253,8 @@ def _raised(state: State, highest: State, highest_object: int) -> State:
 
 
 def _images_in(path: str, key: bytes, store_id: bytes) -> int:
-    index = Index(path, key, store_id, read_only=True)
-    try:
+    with closing(Index(path, key, store_id, read_only=True)) as index:
         return index.number_of_images()
-    finally:
-        index.close()
 
 
 def _scan(folder: str) -> list["os.DirEntry[str]"]:

@@ -226,12 +226,12 @@ class Store:
             self.require_writable()
             if not self._reserve.take():
                 raise NoSpace(f"the disk under {self.path} is full: delete something first")
-            with self._deletion() as index:
+            with self._transaction() as index:
                 yield index
 
     @contextmanager
-    def _deletion(self) -> Iterator[Index]:
-        """The same for one that makes room. An index that fails makes the store read-only."""
+    def _transaction(self) -> Iterator[Index]:
+        """The same for one that may find the disk full. An index that fails makes the store read-only."""
         self.require_writable()
         with self.lock:
             try:
@@ -399,7 +399,7 @@ class Store:
         return self._with_reserve(lambda: self._remove(parent, name, now_ns))
 
     def _remove(self, parent: int, name: bytes, now_ns: int) -> Inode | None:
-        with self._deletion() as index:
+        with self._transaction() as index:
             inode = self._drop_name(index, parent, name, now_ns)
             if inode is not None:
                 index.touch_directory(parent, now_ns, -int(stat.S_ISDIR(inode.mode)))
@@ -410,7 +410,7 @@ class Store:
         self._with_reserve(lambda: self._remove_all(ino, now_ns))
 
     def _remove_all(self, ino: int, now_ns: int) -> None:
-        with self._deletion() as index:
+        with self._transaction() as index:
             for entry in index.names(ino):
                 self._drop_name(index, entry.parent, entry.name, now_ns)
                 index.touch_directory(entry.parent, now_ns)

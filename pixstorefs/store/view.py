@@ -11,7 +11,7 @@ import tempfile
 
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store.copies import damaged_copies
-from pixstorefs.store.header import INDEX_FILE
+from pixstorefs.store.header import INDEX_FILE, read_header
 from pixstorefs.store.index import Index
 from pixstorefs.store.index_database import log_size_bytes
 from pixstorefs.store.objects import ObjectDirectory
@@ -25,7 +25,8 @@ class StoreView:
     def __init__(self, path: str, secret: Secret) -> None:
         """Open it. Raises NotAStore, NewerFormat, CorruptStore, WrongKey, OSError."""
         self.path = path
-        header, _, key = unlock(path, secret)
+        header = read_header(path)
+        _, key = unlock(path, header, secret)
         self.store_id = header.store_id
         self.objects = ObjectDirectory(path, header.store_id)
         self._key = key

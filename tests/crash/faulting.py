@@ -21,9 +21,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-if __name__ == "__main__":  # the folders that pytest knows by itself
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "store")]
-
 from disks import LoopDisk
 from scenarios import SCENARIOS, Scenario, Step, Tree, describe, named, prepare, settings
 from stores import Place, image, objects_of
@@ -69,7 +66,6 @@ class Shim:
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL(os.environ[_SHIM])
-        self._library.faults_calls.restype = ctypes.c_long
 
     def arm(self, root: Path, kind: int, at: int, number: int, trace: int = -1) -> None:
         """Begin to count the calls below `root`."""

@@ -39,8 +39,6 @@ void faults_arm(const char *below, int what, long at, int error, int trace_to) {
     kind = what;
 }
 
-long faults_calls(void) { return calls; }
-
 static int inside(const char *path) {
     size_t length = strlen(root);
     return strncmp(path, root, length) == 0 && (path[length] == '/' || path[length] == 0);
