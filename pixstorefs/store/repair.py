@@ -15,6 +15,7 @@ from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store import index_invariants as invariants
 from pixstorefs.store import index_repairs as repairs
+from pixstorefs.store.check import is_set_aside
 from pixstorefs.store.files import sync_directory
 from pixstorefs.store.findings import Finding, Reaction, Violation
 from pixstorefs.store.header import INDEX_FILE, LOST_FOUND, read_header
@@ -238,7 +239,7 @@ class Repair:
 
     def _set_aside(self, ino: int) -> None:
         for entry in self._index.names(ino):
-            if not path_of(self._index, entry.parent).startswith(LOST_FOUND):
+            if not is_set_aside(path_of(self._index, entry.parent)):
                 self._lost_and_found.move(entry.parent, entry.name, ino)
 
     def _move_strangers(self, strangers: list[Finding]) -> None:

@@ -610,3 +610,16 @@ def test_long_names_fit(closed: Place) -> None:
     assert inode.image_id is not None
     assert moved == inode.image_id.hex().encode() + b"-" + "ö".encode() * 111
     assert Entry(1, 1, moved).name.decode()
+
+
+def test_a_folder_that_is_only_called_like_lost_and_found(closed: Place) -> None:
+    """What is damaged in `lost+found of 2026` is moved like everything else."""
+    store = closed.open_store()
+    _directory(store, ROOT_INO, b"lost+found of 2026")
+    folder = _ino(store, b"lost+found of 2026")
+    save_file(store, "x.jpg", lambda draft: draft.write(0, image(100, "x")), parent=folder)
+    store.close()
+    objects_of(closed.path)[max(objects_of(closed.path))].unlink()
+    assert problems(closed) == [("image-damaged", "lost+found of 2026/x.jpg")]
+    assert len(repair(closed)) == 1
+    assert problems(closed) == []
