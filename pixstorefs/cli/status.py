@@ -40,7 +40,8 @@ def _show(status: "MountStatus") -> None:
         state = "dead: its process was killed; mount it again, or clean it away with pixstorefs umount"
     click.echo(f"{status.store_path} on {status.mountpoint}")
     click.echo(f"  {state}")
-    click.echo(f"  {status.free_bytes / 1e9:.1f} GB free")
+    if status.free_bytes is not None:
+        click.echo(f"  {status.free_bytes / 1e9:.1f} GB free")
     if status.recovery is None:
         click.echo("  recovery: not known, there is no log of its start")
     elif not status.recovery:

@@ -14,13 +14,16 @@ _MOUNTED = "mounted "
 
 @dataclass(frozen=True, slots=True)
 class MountStatus:
-    """One mount. `recovery`: what its start decided after an unclean stop; None where no log tells."""
+    """One mount. `recovery`: what its start decided after an unclean stop; None where no log tells.
+
+    `free_bytes` is None where nobody tells: another user's mount, a dead one whose store was moved.
+    """
 
     store_path: str
     mountpoint: str
     alive: bool
     pid: int | None
-    free_bytes: int
+    free_bytes: int | None
     recovery: list[str] | None
 
 
@@ -38,15 +41,22 @@ def statuses(path: str | None = None) -> list[MountStatus]:
 def _status(entry: mounts.MountEntry) -> MountStatus:
     holder = owner.read(entry.source)
     alive = not mounts.is_dead(entry.mountpoint)
-    disk = os.statvfs(entry.mountpoint if alive else entry.source)
     return MountStatus(
         store_path=entry.source,
         mountpoint=entry.mountpoint,
         alive=alive,
         pid=holder.pid if holder and holder.mountpoint == entry.mountpoint else None,
-        free_bytes=disk.f_bavail * disk.f_frsize,
+        free_bytes=_free_bytes(entry.mountpoint if alive else entry.source),
         recovery=_last_recovery(logs.path_for(entry.mountpoint)),
     )
+
+
+def _free_bytes(path: str) -> int | None:
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize
 
 
 def _last_recovery(log_path: str) -> list[str] | None:

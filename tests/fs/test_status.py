@@ -39,10 +39,14 @@ def test_status_tells_what_recovery_decided(mounted: Mount) -> None:
 
 
 def test_status_of_what_is_not_mounted(mounted: Mount) -> None:
-    """A dead mount and none at all: told, with exit status 1."""
+    """A dead mount and none at all: told, with exit status 1, wherever the store is by now."""
     mounted.signal(signal.SIGKILL)
     dead = mounted.run("status", mounted.mountpoint)
     assert (dead.returncode, "dead: its process was killed" in dead.stdout) == (1, True)
+    aside = mounted.store.rename(mounted.directory / "moved")
+    moved = mounted.run("status")
+    assert (moved.returncode, "dead: its process was killed" in moved.stdout) == (0, True), moved.stderr
+    aside.rename(mounted.store)
     mounted.run("umount", mounted.mountpoint)
     gone = mounted.run("status", mounted.store)
     assert (gone.returncode, gone.stdout) == (1, f"{mounted.store} is not mounted\n")
