@@ -279,13 +279,14 @@ class FailingDisk:
         self.path.mkdir()
         with contextlib.ExitStack() as stack:
             self._run("mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", self._room)
-            stack.callback(subprocess.run, ["umount", self._room], check=True)
+            stack.callback(subprocess.run, ["umount", "-l", self._room], check=True)
             self._run("truncate", "-s", "200M", self._image)
             # The journal at least has its room, so that it is the data that fails.
             options = ("-J", "size=4", "-E", "lazy_journal_init=0,nodiscard")
             self._run("mkfs.ext4", "-q", "-F", *options, self._image)
             self._run("mount", "-o", "loop", self._image, self.path)
-            stack.callback(subprocess.run, ["umount", self.path], check=True)
+            # Lazily: a test that fails leaves its store open.
+            stack.callback(subprocess.run, ["umount", "-l", self.path], check=True)
             yield
 
     def fail(self) -> None:
