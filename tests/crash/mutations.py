@@ -1,8 +1,7 @@
 """Does the harness notice? Takes out one thing at a time that saves depend on; each time a test has to fail.
 
 Every mutation is a change of one place in a copy of the checkout. One that no longer fits the code is an
-error, and so is one that no test notices. The sync of folders is not among them: ext4 and XFS make the name
-of a new file durable with the file itself; that the call is there, and in its place, is tested by its trace.
+error, and so is one that no test notices.
 """
 
 import os
