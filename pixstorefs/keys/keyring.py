@@ -22,7 +22,6 @@ import hmac
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -31,58 +30,29 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from pixstorefs.errors import CorruptStore, InvalidInput, NewerFormat, WrongKey
+from pixstorefs.errors import CorruptStore, InvalidInput, WrongKey
+from pixstorefs.keys import recovery_code
 from pixstorefs.keys.secrets import Secret
-
-FORMAT = 1
-MASTER_KEY_SIZE_BYTES = 32
-SALT_SIZE_BYTES = 16  # RFC 9106 section 3.1 recommends 16 bytes
-NONCE_SIZE_BYTES = 12
-COMMITMENT_SIZE_BYTES = 32
-_WRAPPED_SIZE_BYTES = MASTER_KEY_SIZE_BYTES + 16  # and the tag of GCM
-
-# Whoever can write keys.json must not be able to make opening the store take the machine's memory or hours.
-MAX_MEMORY_KIB = 1 << 20
-MAX_ITERATIONS = 16
-MAX_LANES = 16
-MAX_SLOTS = 32
-MAX_LABEL_CHARACTERS = 200
-MAX_KEYS_JSON_SIZE_BYTES = 64 * 1024
+from pixstorefs.keys.slots import (
+    COMMITMENT_SIZE_BYTES,
+    DEFAULT_COST,
+    MASTER_KEY_SIZE_BYTES,
+    NONCE_SIZE_BYTES,
+    SALT_SIZE_BYTES,
+    KdfCost,
+    infos,
+    parse,
+    require_label,
+    require_room,
+    without,
+    written,
+)
 
 _PURPOSES = "pixstorefs/1/"
 _KEYFILE_INFO = b"pixstorefs/1/keyfile slot"
 _COMMIT_INFO = b"commit"
 
-_SLOT_FIELDS = {"label", "kind", "kdf", "nonce", "wrapped", "commitment"}
 _OPENS_WITH = {"passphrase": "a passphrase", "keyfile": "a keyfile"}
-
-
-@dataclass(frozen=True, slots=True)
-class KdfCost:
-    """What one guess at a passphrase costs: memory in KiB, passes over it, and lanes (threads).
-
-    Raises InvalidInput outside what argon2id allows (8 KiB a lane) and this format opens.
-    """
-
-    memory_kib: int
-    iterations: int
-    lanes: int
-
-    def __post_init__(self) -> None:
-        if not (
-            1 <= self.lanes <= MAX_LANES
-            and 1 <= self.iterations <= MAX_ITERATIONS
-            and 8 * self.lanes <= self.memory_kib <= MAX_MEMORY_KIB
-        ):
-            raise InvalidInput(
-                f"The argon2id cost of {self.memory_kib} KiB, {self.iterations} iterations and {self.lanes} "
-                f"lanes is outside the limits: {MAX_MEMORY_KIB} KiB (and at least 8 a lane), "
-                f"{MAX_ITERATIONS} and {MAX_LANES}."
-            )
-
-
-# The second recommended option of RFC 9106 section 4, for where 2 GiB are too much to ask for.
-DEFAULT_COST = KdfCost(memory_kib=64 * 1024, iterations=3, lanes=4)
 
 
 def create(
@@ -98,11 +68,10 @@ def create(
     `header` is the exact content of store.json; `random(n)` gives n unpredictable bytes, and is asked for
     the master key, the salt and the nonce, in this order. Raises InvalidInput where the label is too long.
     """
-    if len(label) > MAX_LABEL_CHARACTERS:
-        raise InvalidInput(f"The label of a key has at most {MAX_LABEL_CHARACTERS} characters.")
+    require_label(label)
     master_key = random(MASTER_KEY_SIZE_BYTES)
     slot = _sealed_slot(master_key, secret, header, label, random, cost)
-    return master_key, json.dumps({"format": FORMAT, "slots": [slot]}, indent=1).encode("ascii") + b"\n"
+    return master_key, written([slot])
 
 
 def unlock(keys_json: bytes, secret: Secret, header: bytes) -> bytes:
@@ -111,20 +80,104 @@ def unlock(keys_json: bytes, secret: Secret, header: bytes) -> bytes:
     Raises WrongKey where no slot does, CorruptStore where keys.json is damaged or asks for more than the
     caps, NewerFormat where it is of a later format; MemoryError where argon2id cannot get its memory.
     """
-    slots = _parse(keys_json)
+    _, master_key = _open(parse(keys_json), secret, header)
+    return master_key
+
+
+def add(
+    keys_json: bytes,
+    secret: Secret,
+    make_new: Callable[[], Secret],
+    header: bytes,
+    *,
+    label: str,
+    random: Callable[[int], bytes] = os.urandom,
+    cost: KdfCost = DEFAULT_COST,
+) -> bytes:
+    """keys.json with one more slot, which opens with a new secret; `secret` is one that opens it now.
+
+    `make_new` is asked for the new secret when nothing else can be refused any more: it may ask a person, or
+    make a keyfile. Raises InvalidInput where the label is taken, there are too many slots, or the new secret
+    opens the store already (or removing one of the two keys would not lock it out); otherwise as `unlock`.
+    """
+    slots = parse(keys_json)
+    require_room(slots, label)
+    _, master_key = _open(slots, secret, header)
+    new = make_new()
+    _refuse_known(slots, new, header)
+    return written([*slots, _sealed_slot(master_key, new, header, label, random, cost)])
+
+
+def remove(keys_json: bytes, label: str, secret: Secret, header: bytes) -> bytes:
+    """keys.json less one slot; `secret` opens another one, or nobody could tell that any still opens.
+
+    Raises InvalidInput where no slot has the label, it is the last one, or the only one that `secret` opens;
+    otherwise as `unlock`.
+    """
+    remaining = without(keys_json, label)
+    try:
+        unlock(remaining, secret, header)
+    except WrongKey:
+        unlock(keys_json, secret, header)
+        raise InvalidInput(
+            f"The {secret.kind} given opens only the key {label!r}, which is to be removed. Give the secret "
+            "of a key that stays, to show that there is one. Nothing was changed."
+        ) from None
+    return remaining
+
+
+def change(
+    keys_json: bytes,
+    secret: Secret,
+    make_new: Callable[[], Secret],
+    header: bytes,
+    *,
+    random: Callable[[int], bytes] = os.urandom,
+    cost: KdfCost = DEFAULT_COST,
+) -> tuple[bytes, str]:
+    """keys.json where the slot that `secret` opens opens with a new secret instead; and its label.
+
+    Raises InvalidInput where the new secret opens the store already; otherwise as `unlock`.
+    """
+    slots = parse(keys_json)
+    number, master_key = _open(slots, secret, header)
+    label: str = slots[number]["label"]
+    new = make_new()
+    _refuse_known(slots, new, header)
+    slots[number] = _sealed_slot(master_key, new, header, label, random, cost)
+    return written(slots), label
+
+
+def slot_kinds(keys_json: bytes) -> set[str]:
+    """Which kinds of secret open the store: "passphrase", "keyfile" or both.
+
+    Raises CorruptStore and NewerFormat as `unlock` does. Nothing is verified: that needs the secret.
+    """
+    return {info.kind for info in infos(keys_json)}
+
+
+def derive(master_key: bytes, store_id: bytes, purpose: str) -> bytes:
+    """The 32-byte key of one purpose ("index", ...): HKDF-SHA256 (RFC 5869) with the store id as salt."""
+    info = (_PURPOSES + purpose).encode()
+    return HKDF(SHA256(), MASTER_KEY_SIZE_BYTES, salt=store_id, info=info).derive(master_key)
+
+
+def _open(slots: list[dict[str, Any]], secret: Secret, header: bytes) -> tuple[int, bytes]:
+    """Which slot opens with a secret, and the master key in it. Raises WrongKey, CorruptStore."""
     damaged_label = None
-    for slot in slots:
-        if slot["kind"] != secret.kind:
-            continue
-        slot_key = _slot_key(secret, slot["kdf"])
-        binding = _binding(header, slot)
-        if not hmac.compare_digest(_commitment(slot_key, binding), bytes.fromhex(slot["commitment"])):
-            continue
-        try:
-            nonce, wrapped = bytes.fromhex(slot["nonce"]), bytes.fromhex(slot["wrapped"])
-            return AESGCM(slot_key).decrypt(nonce, wrapped, binding)
-        except InvalidTag:
-            damaged_label = slot["label"]
+    for candidate in filter(None, (secret, recovery_code.as_typed(secret))):
+        for number, slot in enumerate(slots):
+            if slot["kind"] != candidate.kind:
+                continue
+            slot_key = _slot_key(candidate, slot["kdf"])
+            binding = _binding(header, slot)
+            if not hmac.compare_digest(_commitment(slot_key, binding), bytes.fromhex(slot["commitment"])):
+                continue
+            try:
+                nonce, wrapped = bytes.fromhex(slot["nonce"]), bytes.fromhex(slot["wrapped"])
+                return number, AESGCM(slot_key).decrypt(nonce, wrapped, binding)
+            except InvalidTag:
+                damaged_label = slot["label"]
     if damaged_label is not None:
         raise CorruptStore(
             f"The secret fits key slot {damaged_label!r}, but the key in it is damaged. "
@@ -133,18 +186,15 @@ def unlock(keys_json: bytes, secret: Secret, header: bytes) -> bytes:
     raise WrongKey(_why_none_opens({slot["kind"] for slot in slots}, secret))
 
 
-def slot_kinds(keys_json: bytes) -> set[str]:
-    """Which kinds of secret open the store: "passphrase", "keyfile" or both.
-
-    Raises CorruptStore and NewerFormat as `unlock` does. Nothing is verified: that needs the secret.
-    """
-    return {slot["kind"] for slot in _parse(keys_json)}
-
-
-def derive(master_key: bytes, store_id: bytes, purpose: str) -> bytes:
-    """The 32-byte key of one purpose ("index", ...): HKDF-SHA256 (RFC 5869) with the store id as salt."""
-    info = (_PURPOSES + purpose).encode()
-    return HKDF(SHA256(), MASTER_KEY_SIZE_BYTES, salt=store_id, info=info).derive(master_key)
+def _refuse_known(slots: list[dict[str, Any]], secret: Secret, header: bytes) -> None:
+    try:
+        number, _ = _open(slots, secret, header)
+    except (WrongKey, CorruptStore):
+        return
+    raise InvalidInput(
+        f"This {secret.kind} opens the store already, as its key {slots[number]['label']!r}. "
+        "Nothing was changed."
+    )
 
 
 def _sealed_slot(
@@ -205,79 +255,4 @@ def _why_none_opens(kinds: set[str], secret: Secret) -> str:
     return (
         f"No key of this store opens with the {secret.kind} given. Either it is the wrong one, or store.json "
         "or keys.json is not as it was written. Nothing was changed."
-    )
-
-
-def _parse(keys_json: bytes) -> list[dict[str, Any]]:
-    """The slots, checked down to the last field, so that no KDF runs on what a stranger wrote."""
-    if len(keys_json) > MAX_KEYS_JSON_SIZE_BYTES:
-        raise _corrupt(f"it has more than {MAX_KEYS_JSON_SIZE_BYTES} bytes")
-    try:
-        content = json.loads(keys_json.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise _corrupt("it is not JSON") from None
-    if not isinstance(content, dict) or not _is_number(content.get("format")):
-        raise _corrupt("it has no format number")
-    if content["format"] > FORMAT:
-        raise NewerFormat(
-            f"keys.json has format {content['format']}, and this pixstorefs knows {FORMAT}: "
-            "install a newer one. Nothing was changed."
-        )
-    slots = content.get("slots")
-    if content["format"] != FORMAT or set(content) != {"format", "slots"}:
-        raise _corrupt("it does not have the fields of format 1")
-    if not isinstance(slots, list) or not 1 <= len(slots) <= MAX_SLOTS:
-        raise _corrupt(f"it does not hold 1 to {MAX_SLOTS} key slots")
-    for number, slot in enumerate(slots, start=1):
-        _check_slot(slot, f"key slot {number}")
-    return slots
-
-
-def _check_slot(slot: Any, name: str) -> None:
-    if not isinstance(slot, dict) or set(slot) != _SLOT_FIELDS:
-        raise _corrupt(f"{name} does not have the fields of format 1")
-    label, kdf = slot["label"], slot["kdf"]
-    if not isinstance(label, str) or len(label) > MAX_LABEL_CHARACTERS:
-        raise _corrupt(f"the label of {name} is not a short text")
-    sizes = {"nonce": NONCE_SIZE_BYTES, "wrapped": _WRAPPED_SIZE_BYTES, "commitment": COMMITMENT_SIZE_BYTES}
-    if not all(_is_hex(slot[field], size_bytes) for field, size_bytes in sizes.items()):
-        raise _corrupt(f"the wrapped key of {name} is damaged")
-    if not isinstance(kdf, dict) or not _is_hex(kdf.get("salt"), SALT_SIZE_BYTES):
-        raise _corrupt(f"the salt of {name} is damaged")
-    match (slot["kind"], kdf.get("name")):
-        case ("keyfile", "hkdf-sha256"):
-            known = set(kdf) == {"name", "salt"}
-        case ("passphrase", "argon2id"):
-            known = set(kdf) == {"name", "salt", "memory_kib", "iterations", "lanes"}
-        case _:
-            known = False
-    if not known:
-        raise _corrupt(f"{name} has a kind or key derivation that format 1 does not know")
-    if slot["kind"] == "passphrase":
-        _check_cost(kdf, name)
-
-
-def _check_cost(kdf: dict[str, Any], name: str) -> None:
-    if not all(_is_number(kdf[field]) for field in ("memory_kib", "iterations", "lanes")):
-        raise _corrupt(f"the argon2id cost of {name} is not made of numbers")
-    try:
-        KdfCost(kdf["memory_kib"], kdf["iterations"], kdf["lanes"])
-    except InvalidInput as error:
-        raise _corrupt(f"{name} was refused before anything was computed. {error}") from None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_hex(value: object, size_bytes: int) -> bool:
-    """Whether this is exactly what bytes.hex() writes: no upper case, no blanks, so one spelling a value."""
-    return (
-        isinstance(value, str) and len(value) == 2 * size_bytes and not set(value) - set("0123456789abcdef")
-    )
-
-
-def _corrupt(what: str) -> CorruptStore:
-    return CorruptStore(
-        f"keys.json is damaged: {what}. The images are intact; restore keys.json from a backup."
     )

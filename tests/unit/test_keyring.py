@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from pixstorefs.errors import CorruptStore, InvalidInput, NewerFormat, PixstoreError, WrongKey
 from pixstorefs.keys import keyring
-from pixstorefs.keys.keyring import DEFAULT_COST, KdfCost, create, derive, slot_kinds, unlock
+from pixstorefs.keys.keyring import create, derive, slot_kinds, unlock
 from pixstorefs.keys.secrets import Secret
+from pixstorefs.keys.slots import DEFAULT_COST, KdfCost
 
 CHEAP = KdfCost(memory_kib=64, iterations=1, lanes=2)
 HEADER = b'{"format":1}'
