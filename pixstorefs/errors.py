@@ -37,6 +37,13 @@ class WrongKey(PixstoreError):
     exit_code = 4
 
 
+class KeysNotWritten(PixstoreError):
+    """The keys could not be changed on the disk; the message says which are in effect. None is half done."""
+
+    errno = errno.EIO
+    exit_code = 14
+
+
 class NotAStore(PixstoreError):
     """The directory is missing, or holds something that is not a store: it was left untouched."""
 

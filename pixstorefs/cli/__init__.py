@@ -12,6 +12,7 @@ import click
 from pixstorefs.cli import console
 from pixstorefs.cli.check import check_command
 from pixstorefs.cli.init import init_command
+from pixstorefs.cli.key import key_group
 from pixstorefs.cli.mount import mount_command
 from pixstorefs.cli.status import status_command
 from pixstorefs.cli.umount import umount_command
@@ -53,6 +54,7 @@ def commands(debug: bool) -> None:
 
 commands.add_command(check_command)
 commands.add_command(init_command)
+commands.add_command(key_group)
 commands.add_command(mount_command)
 commands.add_command(status_command)
 commands.add_command(umount_command)

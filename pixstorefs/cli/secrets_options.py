@@ -45,8 +45,10 @@ def secret_options(command: _Command) -> _Command:
     return command
 
 
-def secret_for_store(choice: SecretChoice, store_path: str) -> "Secret":
-    """The secret to open an existing store with.
+def secret_for_store(
+    choice: SecretChoice, store_path: str, kinds: frozenset[str] = frozenset(("passphrase", "keyfile"))
+) -> "Secret":
+    """The secret to open an existing store with; one of `kinds` where none was given.
 
     Raises WrongKey, listing what would open it, where nothing was given and nobody can be asked;
     CorruptStore, NewerFormat, InvalidInput.
@@ -59,11 +61,11 @@ def secret_for_store(choice: SecretChoice, store_path: str) -> "Secret":
     secret = _given(choice) or secrets.passphrase_from_environment(os.environ)
     if secret is not None:
         return secret
-    kinds = keyring.slot_kinds(header.keys_json(store_path))
+    kinds &= keyring.slot_kinds(header.keys_json(store_path))
     default = secrets.default_keyfile_path(store_header.store_id)
     if "keyfile" in kinds and os.path.exists(default):
         return secrets.secret_from_keyfile(default)
-    if "passphrase" in kinds and _at_terminal():
+    if "passphrase" in kinds and at_terminal():
         return secrets.passphrase_from_prompt(confirm=False)
     ways = []
     if "passphrase" in kinds:
@@ -90,7 +92,7 @@ class NewSecret:
             self._keyfile = os.path.abspath(choice.keyfile)
         else:
             self.secret = _given(choice) or secrets.passphrase_from_environment(os.environ)
-            if self.secret is None and _at_terminal():
+            if self.secret is None and at_terminal():
                 self.secret = _new_passphrase()
 
     def make(self, store_id: bytes) -> "Secret":
@@ -110,7 +112,8 @@ class NewSecret:
             console.note(
                 f"created the store {store_path}, opened by the new keyfile {self._keyfile}. "
                 "Back that file up: without it nobody can read the images. "
-                "A copy of the store alone opens nothing."
+                "A copy of the store alone opens nothing. "
+                f"To open it with a passphrase as well: pixstorefs key add {store_path} --label passphrase"
             )
 
 
@@ -143,5 +146,6 @@ def _new_passphrase() -> "Secret | None":
     return Secret("passphrase", first.encode("utf-8", "surrogateescape"))
 
 
-def _at_terminal() -> bool:
+def at_terminal() -> bool:
+    """Whether there is somebody to ask."""
     return sys.stdin.isatty()

@@ -101,7 +101,7 @@ def passphrase_from_environment(environ: Mapping[str, str]) -> Secret | None:
     return _passphrase(_encoded(value), ENVIRONMENT_VARIABLE, strip_newline=False)
 
 
-def passphrase_from_prompt(confirm: bool) -> Secret:
+def passphrase_from_prompt(confirm: bool, prompt: str = "Passphrase: ") -> Secret:
     """Ask on the terminal without echo; with `confirm` twice, for a passphrase that is being set.
 
     Raises InvalidInput where there is no terminal, nothing is typed, or the two differ.
@@ -111,7 +111,7 @@ def passphrase_from_prompt(confirm: bool) -> Secret:
             # getpass falls back to reading stdin with echo and only warns; a passphrase on the screen is
             # worse than asking for another source.
             warnings.simplefilter("error", getpass.GetPassWarning)
-            first = _encoded(getpass.getpass("Passphrase: "))
+            first = _encoded(getpass.getpass(prompt))
             if first and confirm and _encoded(getpass.getpass("The same passphrase again: ")) != first:
                 raise InvalidInput("The two passphrases differ; nothing was changed. Please try again.")
     except getpass.GetPassWarning:

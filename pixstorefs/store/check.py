@@ -66,7 +66,8 @@ class Check:
             yield Finding(
                 "copy-differs",
                 Reaction.NOTE,
-                f"{name} or its copy in copies/ is missing or damaged; the next mount makes both whole again",
+                f"{name} and its copy in copies/ differ: one is missing or damaged, or a change of the keys "
+                "was interrupted. The next mount makes both whole again",
             )
         for name in self._view.damaged_copies():
             yield Finding(

@@ -2,6 +2,7 @@
 
 Without either no image can be opened, so `copies/` holds both a second time. The first one counts; the copy
 is read where the first is missing or is not what such a file looks like, and a writable opening puts it back.
+A change of the keys writes the copy first, durably: it may be ahead of the file that counts, never behind.
 """
 
 import errno
@@ -88,6 +89,20 @@ def put_back(path: str, header: bytes, slots: bytes) -> list[str]:
             if place == first:
                 report.append(f"{name} was missing or damaged; it is back from its copy")
     return report
+
+
+def replace_keys(path: str, slots: bytes) -> None:
+    """Give the store other key slots. With the store's lock. Raises OSError: see `keys_json` for what counts.
+
+    Behind it a copy would bring a removed key back to life as soon as the first one is damaged. Ahead of it,
+    after a crash between the two, it holds what somebody asked for and nobody was told is done; the next
+    writable opening makes it what counts again. So nothing is undone on an error: of the first one's
+    replacement nobody can tell whether it reached the disk, and undoing the copy's could leave that behind.
+    """
+    first, copy = _places(path, KEYS_FILE)
+    os.makedirs(os.path.dirname(copy), 0o700, exist_ok=True)
+    write_durably(copy, slots)
+    write_durably(first, slots)
 
 
 def _places(path: str, name: str) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 """Opening a store: header, lock, key slots, index, recovery, in this order."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pixstorefs.errors import InvalidInput, WrongKey
 from pixstorefs.keys import keyring
@@ -50,10 +52,8 @@ def unlock(path: str, header: Header, secret: Secret) -> tuple[bytes, bytes]:
     Raises NewerFormat, CorruptStore, WrongKey, OSError.
     """
     slots = keys_json(path)
-    try:
+    with advice_where_copies_differ(path):
         master_key = keyring.unlock(slots, secret, header.raw)
-    except WrongKey as error:
-        raise _with_advice(path, error) from None
     return slots, keyring.derive(master_key, header.store_id, INDEX_PURPOSE)
 
 
@@ -64,14 +64,20 @@ def _put_back(path: str, header: bytes, slots: bytes) -> list[str]:
         return [f"store.json and keys.json could not be made whole from their copies: {error}"]
 
 
-def _with_advice(path: str, error: WrongKey) -> WrongKey:
-    differing = differing_copies(path)
-    if not differing:
-        return error
-    return WrongKey(
-        f"{error} {' and '.join(differing)} of the store {path} differs from its copy in copies/: if this is "
-        "the right secret, it is damaged. Move it out of the store, and the copy is used."
-    )
+@contextmanager
+def advice_where_copies_differ(path: str) -> Iterator[None]:
+    """Where a secret opens nothing, tell of a copy that it may open."""
+    try:
+        yield
+    except WrongKey as error:
+        differing = differing_copies(path)
+        if not differing:
+            raise
+        raise WrongKey(
+            f"{error} {' and '.join(differing)} of the store {path} differs from its copy in copies/: if "
+            "this is the right secret, it is damaged, or a change of the keys was interrupted. Move it out "
+            "of the store, and the copy is used."
+        ) from None
 
 
 def open_images(

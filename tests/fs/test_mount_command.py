@@ -56,6 +56,7 @@ class TestFirstUse:
         [keyfile] = keyfiles(unmounted)
         assert str(keyfile) in result.stderr
         assert "Back that file up" in result.stderr
+        assert f"pixstorefs key add {unmounted.store}" in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert stat.S_IMODE(keyfile.stat().st_mode) == 0o600
         assert unmounted.is_mounted
