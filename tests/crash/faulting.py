@@ -20,16 +20,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from disks import LoopDisk
-from scenarios import SCENARIOS, Scenario, Step, Tree, describe, named, prepare, settings
+from scenarios import KEYS, SCENARIOS, KeyStep, Scenario, Step, Tree, describe, named, prepare, settings
 from stores import Place, image, objects_of
 
-from pixstorefs.errors import PixstoreError
+from pixstorefs.errors import PixstoreError, WrongKey
+from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
 from pixstorefs.store.check import Check, Progress
 from pixstorefs.store.findings import Reaction
-from pixstorefs.store.header import create_store, is_store
+from pixstorefs.store.header import create_store, differing_copies, is_store, keys_json, read_header
+from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.store import Store
 from pixstorefs.store.view import StoreView
 
@@ -85,6 +88,7 @@ class Harness:
         prepare(self._base, scenario)
         self._place = Place(site.disk_folder)
         shutil.copy(self._base.keyfile, self._place.keyfile)
+        self._secret = secret_from_keyfile(self._place.keyfile)
         self.states = self._legal_states()
 
     def _legal_states(self) -> list[Tree]:
@@ -124,7 +128,9 @@ class Harness:
             problems.append(f"{type(error).__name__}: {error}")
         else:
             if found not in legal:
-                problems.append(f"neither old nor new: {_brief(found)}, legal: {[_brief(t) for t in legal]}")
+                problems.append(
+                    f"neither old nor new: {self._brief(found)}, legal: {[*map(self._brief, legal)]}"
+                )
             tally.old += found == self.states[0]
             tally.new += found == self.states[-1]
         tally.failed_and_told += any(note.startswith("failed") for note in notes)
@@ -141,14 +147,15 @@ class Harness:
 
     def _reopened(self) -> Tree:
         """What a new opening shows; a second one has nothing to recover, and no object is left over."""
-        with contextlib.closing(self._place.open_store()) as store:
+        path = str(self._place.path)
+        with contextlib.closing(open_unlocked(path, self._secret)) as store:
             found = describe(store)
-        with contextlib.closing(self._place.open_store()) as store:
+        with contextlib.closing(open_unlocked(path, self._secret)) as store:
             assert store.report == [], f"recovered twice: {store.report}"
             assert describe(store) == found, "the second opening shows something else"
             store.sync()
             known = set(_objects_wanted(store))
-        with StoreView(str(self._place.path), secret_from_keyfile(self._place.keyfile)) as view:
+        with StoreView(path, self._secret) as view:
             problems = [
                 found for found in Check(view, Progress()).run() if found.reaction is not Reaction.NOTE
             ]
@@ -156,6 +163,9 @@ class Harness:
         left = set(objects_of(self._place.path)) ^ known
         assert not left, f"objects left over or missing: {left}"
         return found
+
+    def _brief(self, tree: Tree) -> object:
+        return {path: (len(content), nlink) for path, (_, content, nlink, _) in tree.items()}
 
     def _reset(self) -> None:
         if self._place.path.exists():
@@ -198,6 +208,78 @@ class Harness:
                 note(f"done {number}")
                 return True
         return False
+
+
+class KeyChanges(Harness):
+    """Changes of the keys: exactly the old or exactly the new ones open the store, and all images are there.
+
+    A state is the set of secrets that open it. What was acknowledged is durable.
+    """
+
+    def _legal_states(self) -> list[Any]:
+        self._reset()
+        path = str(self._place.path)
+        self._secrets = KEYS | {"first": self._secret}
+        with contextlib.closing(self._place.open_store()) as store:
+            self._tree = describe(store)
+        self._reset()
+        states = [self._opening(keys_json(path))]
+        for step in self._scenario.key_steps:
+            step(path)
+            states.append(self._opening(keys_json(path)))
+        return states
+
+    def _opening(self, slots: bytes) -> frozenset[str]:
+        header = read_header(str(self._place.path)).raw
+        found = set()
+        for name, secret in self._secrets.items():
+            with contextlib.suppress(WrongKey):
+                keyring.unlock(slots, secret, header)
+                found.add(name)
+        return frozenset(found)
+
+    def _act(self, note: Callable[[str], object]) -> None:
+        for number, step in enumerate(self._scenario.key_steps):
+            if not self._do_step(step, number, note):
+                break
+
+    def _do_step(self, step: KeyStep, number: int, note: Callable[[str], object]) -> bool:
+        """A step that fails and says that nothing was changed is tried again."""
+        for _ in range(2):
+            try:
+                step(str(self._place.path))
+            except (PixstoreError, OSError) as error:
+                note(f"failed: {error}")
+                if "as before" not in str(error):
+                    break
+                if self._opening_now() != self.states[number]:
+                    note(f"! step {number} failed and changed something: {error}")
+            else:
+                note(f"done {number}")
+                return True
+        return False
+
+    def _legal(self, what: int, notes: list[str]) -> list[Any]:
+        done = sum(note.startswith("done") for note in notes)
+        return self.states[done : done + 2]
+
+    def _reopened(self) -> Any:
+        found = self._opening_now()
+        copy = self._opening((self._place.path / "copies" / "keys.json").read_bytes())
+        ahead = self.states[self.states.index(found) :] if found in self.states else []
+        assert copy in ahead or self._scenario.unclean, f"{sorted(found)} count, the copy has {sorted(copy)}"
+        for name in sorted(found):
+            self._secret = self._secrets[name]
+            assert super()._reopened() == self._tree, "the images are not what they were"
+        assert not differing_copies(str(self._place.path)), "an opening has left a copy that differs"
+        assert self._opening_now() == found, "an opening has changed the keys"
+        return found
+
+    def _brief(self, state: Any) -> object:
+        return sorted(state)
+
+    def _opening_now(self) -> frozenset[str]:
+        return self._opening(keys_json(str(self._place.path)))
 
 
 class Creation:
@@ -292,10 +374,6 @@ def _objects_wanted(store: Store) -> Iterator[int]:
                 pending.append(inode.ino)
 
 
-def _brief(tree: Tree) -> dict[str, tuple[int, int]]:
-    return {path: (len(content), nlink) for path, (_, content, nlink, _) in tree.items()}
-
-
 class Site:
     """Where the stores lie: memory, or a loop device that can lose its power."""
 
@@ -345,7 +423,9 @@ def run(scenarios: list[Scenario], kinds: list[str], stride: int) -> Tally:
 
 
 def _harness(scenario: Scenario, place: Site, shim: Shim) -> "Harness | Creation":
-    return Creation(place, shim) if scenario.creates else Harness(scenario, place, shim)
+    if scenario.creates:
+        return Creation(place, shim)
+    return (KeyChanges if scenario.key_steps else Harness)(scenario, place, shim)
 
 
 def compile_shim(folder: Path) -> Path:

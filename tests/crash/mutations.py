@@ -121,6 +121,27 @@ MUTATIONS = (
         ("tests/crash/test_faults.py",),
     ),
     Mutation(
+        "the copy of the keys is written behind the file that counts",
+        "pixstorefs/store/header.py",
+        "    write_durably(copy, slots)\n    write_durably(first, slots)\n",
+        "    write_durably(first, slots)\n    write_durably(copy, slots)\n",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
+        "the keys are not synced before they get their name",
+        "pixstorefs/store/files.py",
+        "            write_fully(fd, memoryview(content), lambda: None)\n            os.fsync(fd)\n",
+        "            write_fully(fd, memoryview(content), lambda: None)\n",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
+        "the keys are written over in place",
+        "pixstorefs/store/files.py",
+        '    temporary = path + ".new"\n',
+        "    temporary = path\n",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
         "a failed barrier is forgotten",
         "pixstorefs/store/barrier.py",
         "                self._failure = failure\n",

@@ -9,24 +9,33 @@ from dataclasses import dataclass
 
 from stores import SEGMENT, Place, content_of, image, replace_file, save_file
 
+from pixstorefs.keys.secrets import Secret, secret_from_keyfile
 from pixstorefs.store import index_database
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.images import ImageStore
 from pixstorefs.store.index import ROOT_INO
+from pixstorefs.store.key_slots import KeySlots
+from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.records import Inode
 from pixstorefs.store.store import Store
 
 Step = Callable[[Store], object]
+KeyStep = Callable[[str], object]
 # Path -> (type, content, link count, xattrs). Times are left out: a version that comes back has its own.
 Tree = dict[str, tuple[str, bytes, int, tuple[tuple[bytes, bytes], ...]]]
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """`steps` run one after the other on a store that `prepare` made and closed (or left `unclean`)."""
+    """`steps` run one after the other on a store that `prepare` made and closed (or left `unclean`).
+
+    `key_steps` instead change its keys, or only open it, by its path; `unclean` is then a change that was
+    interrupted between its two files.
+    """
 
     name: str
     steps: tuple[Step, ...]
+    key_steps: tuple[KeyStep, ...] = ()
     unclean: bool = False
     # There is no store yet: it is made, and that is all.
     creates: bool = False
@@ -62,11 +71,13 @@ def prepare(place: Place, scenario: Scenario) -> None:
         store.add(_directory(store), ROOT_INO, b"directory")
         store.put_xattr(_ino(store, "d"), b"user.note", b"first", 3)
         store.sync()
-        if scenario.unclean:
+        if scenario.unclean and not scenario.key_steps:
             _leave_unclean(place, store)
     finally:
         store.close()
-    if scenario.unclean:
+    if scenario.key_steps:
+        _prepare_keys(place, scenario)
+    elif scenario.unclean:
         shutil.rmtree(place.path)
         place.path.with_name("unclean").rename(place.path)
     # Each run begins by allocating it, which makes that one of the steps.
@@ -84,6 +95,44 @@ def _leave_unclean(place: Place, store: Store) -> None:
         draft.write(0, image(3 * SEGMENT, "draft"))
         shutil.copytree(place.path, place.path.with_name("unclean"))
         draft.close()
+
+
+# Of keyfiles: no argon2id at every call.
+KEYS = {name: Secret("keyfile", name.encode().ljust(32)) for name in ("second", "third", "fourth")}
+
+
+def _prepare_keys(place: Place, scenario: Scenario) -> None:
+    """The store opens with its keyfile and with the second key."""
+    first = secret_from_keyfile(place.keyfile)
+    with KeySlots(str(place.path)) as slots:
+        slots.add(first, lambda: KEYS["second"], "second")
+    if scenario.unclean:
+        counts = (place.path / "keys.json").read_bytes()
+        with KeySlots(str(place.path)) as slots:
+            slots.change(first, lambda: KEYS["third"])
+        (place.path / "keys.json").write_bytes(counts)
+
+
+def _add_key(name: str) -> KeyStep:
+    def add(path: str) -> None:
+        with KeySlots(path) as slots:
+            slots.add(KEYS["second"], lambda: KEYS[name], name)
+
+    return add
+
+
+def _remove_first_key(path: str) -> None:
+    with KeySlots(path) as slots:
+        slots.remove("first", KEYS["second"])
+
+
+def _change_second_key(path: str) -> None:
+    with KeySlots(path) as slots:
+        assert slots.change(KEYS["second"], lambda: KEYS["fourth"]) == "second"
+
+
+def _open_and_close(path: str) -> None:
+    open_unlocked(path, KEYS["second"]).close()
 
 
 def _ino(store: Store, name: str) -> int:
@@ -152,6 +201,11 @@ SCENARIOS = (
     Scenario("set an xattr", (lambda store: store.put_xattr(_ino(store, "d"), b"user.note", b"second", 5),)),
     Scenario("recover", (), unclean=True),
     Scenario("create", (), creates=True),
+    Scenario("add a key", (), (_add_key("third"),)),
+    Scenario("remove a key", (), (_remove_first_key,)),
+    Scenario("change a key", (), (_change_second_key,)),
+    Scenario("change keys again and again", (), (_add_key("third"), _remove_first_key, _change_second_key)),
+    Scenario("open after an interrupted change of keys", (), (_open_and_close,), unclean=True),
 )
 
 

@@ -22,6 +22,11 @@ def run(*arguments: str) -> dict[str, object]:
     return counts
 
 
+def _no_power() -> list[str]:
+    """Every kind of fault that needs no file system of its own."""
+    return [word for kind in faulting.KINDS if kind != "power cut" for word in ("--kind", kind)]
+
+
 def _output(*arguments: str) -> str:
     if not shutil.which("cc"):
         cannot_run("there is no C compiler for the faults to be compiled with")
@@ -39,15 +44,14 @@ def _output(*arguments: str) -> str:
 @pytest.mark.parametrize("half", [0, 1])
 def test_faults_leave_old_or_new(half: int) -> None:
     """Some of all calls of all scenarios, the same in every run; each kind of fault meets each scenario."""
-    chosen = SCENARIOS[half::2]
-    kinds = [kind for kind in faulting.KINDS if kind != "power cut"]
+    chosen = [scenario for scenario in SCENARIOS if not scenario.key_steps][half::2]
     counts = run(
         *("--stride", str(_STRIDE)),
         *(word for scenario in chosen for word in ("--scenario", scenario.name)),
-        *(word for kind in kinds for word in ("--kind", kind)),
+        *_no_power(),
     )
     assert counts["problems"] == []
-    assert counts["points"] > len(kinds) * len(chosen) * 2
+    assert counts["points"] > len(_no_power()) * len(chosen)
     assert counts["old"] > len(chosen)
     assert counts["new"] > len(chosen)
     assert counts["failed_and_told"] > len(chosen)
@@ -68,6 +72,48 @@ def test_power_cut_at_calls_of_a_careful_save() -> None:
     assert counts["points"] > 20
     assert counts["old"] > 3
     assert counts["new"] > 3
+
+
+def test_faults_leave_old_or_new_keys() -> None:
+    """Of every change of keys some calls: old or new keys, never a copy that is behind, and all images."""
+    names = [scenario.name for scenario in SCENARIOS if scenario.key_steps]
+    counts = run("--stride", "5", *_no_power(), *(word for name in names for word in ("--scenario", name)))
+    assert counts["problems"] == []
+    assert counts["points"] > 150
+    assert counts["old"] > 50
+    assert counts["new"] > 50
+    assert counts["failed_and_told"] > 30
+
+
+def test_power_cut_at_calls_of_a_change_of_keys() -> None:
+    """The power goes before every second call: old or new keys, and new ones once that was acknowledged."""
+    if os.geteuid() != 0:
+        cannot_run("a file system of the test's own needs root")
+    names = ("--scenario", "remove a key", "--scenario", "change a key")
+    counts = run("--stride", "2", "--kind", "power cut", *names)
+    assert counts["problems"] == []
+    assert counts["points"] > 10
+    assert counts["new"] > 0
+    assert counts["old"] > 0
+
+
+def test_order_of_a_change_of_keys() -> None:
+    """Each file is synced before it gets its name, and the copy is durable before the file that counts."""
+    calls = _output("--scenario", "remove a key", "--trace").splitlines()
+    order = [
+        calls.index(call)
+        for call in (
+            "write /copies/keys.json.new",
+            "fsync /copies/keys.json.new",
+            "rename /copies/keys.json",
+            "fsync /copies",
+            "write /keys.json.new",
+            "fsync /keys.json.new",
+            "rename /keys.json",
+            "fsync ",
+        )
+    ]
+    assert order == sorted(order)
 
 
 def test_order_of_a_barrier() -> None:
