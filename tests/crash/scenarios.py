@@ -30,6 +30,10 @@ class Scenario:
     unclean: bool = False
     # There is no store yet: it is made, and that is all.
     creates: bool = False
+    # A snapshot of the store is taken: the first or another one; on a file system of its own, or the same.
+    snapshot: bool = False
+    again: bool = False
+    elsewhere: bool = False
     # Every barrier moves the log into the database, as it would after megabytes of changes.
     checkpoints: bool = False
 
@@ -152,6 +156,10 @@ SCENARIOS = (
     Scenario("set an xattr", (lambda store: store.put_xattr(_ino(store, "d"), b"user.note", b"second", 5),)),
     Scenario("recover", (), unclean=True),
     Scenario("create", (), creates=True),
+    Scenario("snapshot", (), snapshot=True),
+    Scenario("snapshot again", (), snapshot=True, again=True),
+    Scenario("snapshot to another disk", (), snapshot=True, elsewhere=True),
+    Scenario("snapshot again to another disk", (), snapshot=True, again=True, elsewhere=True),
 )
 
 
