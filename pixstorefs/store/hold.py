@@ -15,15 +15,15 @@ from contextlib import contextmanager
 
 HOLD_FILE = "hold"
 
-# Nobody else writes where we cannot: then there is nothing to be held.
-_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.ENOENT)
+# There is none, and we cannot make one: whoever owns the store has never unlinked anything.
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES)
 
 
 @contextmanager
 def held(store_path: str) -> Iterator[None]:
     """Nothing is unlinked meanwhile, except on a full disk. Waits for who unlinks now. Raises OSError."""
     try:
-        fd = _opened(store_path)
+        fd = _opened(store_path, os.O_RDONLY)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
@@ -42,7 +42,7 @@ def unless_held(store_path: str) -> Iterator[bool]:
     fd = -1
     try:
         with contextlib.suppress(OSError):  # a full disk, on which no snapshot can have made it either
-            fd = _opened(store_path)
+            fd = _opened(store_path, os.O_RDWR)
         yield fd < 0 or _locked(fd)
     finally:
         if fd >= 0:
@@ -57,9 +57,9 @@ def _locked(fd: int) -> bool:
     return True
 
 
-def _opened(store_path: str) -> int:
+def _opened(store_path: str, access: int) -> int:
     path = os.path.join(store_path, HOLD_FILE)
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = access | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         return os.open(path, flags)
     except FileNotFoundError:

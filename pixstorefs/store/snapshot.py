@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 
-from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput, NoSpace, SnapshotFailed
+from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput, NoSpace, SnapshotFailed, StoreInUse
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store import index_walk
 from pixstorefs.store.check import Check, Progress, is_set_aside
@@ -100,6 +100,7 @@ class Snapshot:
             with held(self._store_path):
                 for _ in range(_ROUNDS):
                     self._new = _New(self._path, self._target.take_index(), self._target.objects)
+                    self._refuse_unreachable()
                     missing = self._bring_objects(progress)
                     if not missing:
                         break
@@ -142,6 +143,14 @@ class Snapshot:
         writable = os.access(self._store_path, os.W_OK)
         with closing(open_unlocked(self._store_path, self._secret, read_only=not writable)) as store:
             self.outcome.recovered = store.report
+
+    def _refuse_unreachable(self) -> None:
+        """SQLite's locks, without which a copy is of no one moment, need a store that we can write to."""
+        if self._view.is_owned() and not os.access(self._store_path, os.W_OK):
+            raise StoreInUse(
+                f"the store {self._store_path} is in use, and cannot be written from here, so it cannot be "
+                "read as it is at one moment: take the snapshot where it is mounted, or unmount it"
+            )
 
     def _bring_objects(self, progress: Progress) -> list[StoredImage]:
         """Bring what the new index tells of; returns what the store does not have."""

@@ -131,7 +131,7 @@ MUTATIONS = (
         "the objects of a snapshot are not synced before its index is in place",
         "pixstorefs/store/snapshot.py",
         "            self._refuse(_problems(Check(self._new, Progress()).run_index()))\n"
-        "            self._objects.sync_all()\n",
+        "            self._target.objects.sync_all()\n",
         "            self._refuse(_problems(Check(self._new, Progress()).run_index()))\n",
         ("tests/crash/test_faults.py",),
     ),

@@ -517,6 +517,26 @@ def test_read_only_store(tmp_path: Path) -> None:
         assert digests(place.path) == before
 
 
+def test_store_in_use_that_cannot_be_written_from_here(place: Place, store: Store, tmp_path: Path) -> None:
+    """As from a container that sees it read-only: what would be copied is of no one moment."""
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    if os.geteuid() != 0:
+        cannot_run("mounting needs root")
+    subprocess.run(["mount", "--bind", "-o", "ro", place.path, bound], check=True)
+    try:
+        elsewhere = Place.__new__(Place)
+        elsewhere.path, elsewhere.keyfile = bound, place.keyfile
+        with pytest.raises(StoreInUse, match="cannot be written from here"):
+            take_snapshot(elsewhere, tmp_path / "taken")
+        expected = tree(store)
+        store.close()
+        take_snapshot(elsewhere, tmp_path / "taken")
+        assert shown(place, tmp_path / "taken") == expected
+    finally:
+        subprocess.run(["umount", bound], check=True)
+
+
 # What is refused
 
 
