@@ -130,6 +130,21 @@ def test_second_run_brings_only_what_is_new(place: Place, store: Store, tmp_path
     assert (again.added, again.removed) == (0, 0)
 
 
+def test_key_slots_follow_the_store(place: Place, store: Store, tmp_path: Path) -> None:
+    """Who can open the store can open its snapshot, and nobody else: slots are brought up to date, too."""
+    taken = tmp_path / "taken"
+    take_snapshot(place, taken)
+    for folder in (taken, taken / "copies"):
+        (folder / "keys.json").write_bytes(b"older slots")
+    take_snapshot(place, taken)
+    for name in ("keys.json", "store.json"):
+        for folder in (taken, taken / "copies"):
+            assert (folder / name).read_bytes() == (place.path / name).read_bytes()
+    modes = {path.stat().st_mode & 0o777 for path in [taken, *taken.rglob("*")] if path.is_dir()}
+    assert modes == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in taken.rglob("*") if path.is_file()} == {0o600}
+
+
 def test_nothing_retired_is_left(place: Place, store: Store, tmp_path: Path) -> None:
     """Replaced and deleted images, and displaced ones, are not in it, nor are the keys they had."""
     with store.lock:  # no barrier comes in between
