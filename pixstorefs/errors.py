@@ -100,6 +100,12 @@ class CorruptImage(PixstoreError):
     exit_code = 12
 
 
+class SnapshotFailed(PixstoreError):
+    """A snapshot could not be completed; the one before it is whole, and another run goes on."""
+
+    exit_code = 14
+
+
 class ReadOnlyStore(PixstoreError):
     """The store was opened read-only and the call would change it."""
 

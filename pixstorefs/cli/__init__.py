@@ -14,6 +14,7 @@ from pixstorefs.cli.check import check_command
 from pixstorefs.cli.init import init_command
 from pixstorefs.cli.key import key_group
 from pixstorefs.cli.mount import mount_command
+from pixstorefs.cli.snapshot import snapshot_command
 from pixstorefs.cli.status import status_command
 from pixstorefs.cli.umount import umount_command
 from pixstorefs.errors import PixstoreError
@@ -56,6 +57,7 @@ commands.add_command(check_command)
 commands.add_command(init_command)
 commands.add_command(key_group)
 commands.add_command(mount_command)
+commands.add_command(snapshot_command)
 commands.add_command(status_command)
 commands.add_command(umount_command)
 

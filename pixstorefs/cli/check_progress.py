@@ -77,7 +77,7 @@ class Regularly:
 
 
 @contextmanager
-def bar(progress: Progress, *, shown: bool) -> Iterator[Callable[[], None]]:
+def bar(progress: Progress, *, shown: bool, label: str = "verifying") -> Iterator[Callable[[], None]]:
     """A progress bar on stderr while the block runs; gives what has to be called to move it."""
     if not shown:
         yield lambda: None
@@ -95,14 +95,14 @@ def bar(progress: Progress, *, shown: bool) -> Iterator[Callable[[], None]]:
     )
 
     columns = (
-        TextColumn("verifying"),
+        TextColumn(label),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("verifying", total=None)
+        task = bars.add_task(label, total=None)
 
         def update() -> None:
             total_bytes = max(progress.total_bytes, progress.verified_bytes)

@@ -93,7 +93,7 @@ def users(mountpoint: str) -> list[str]:
     """Programs that keep the mount busy, as "name (pid)", as far as this user may see them."""
     found = []
     for process in glob.glob("/proc/[0-9]*"):
-        if any(_is_inside(link, mountpoint) for link in _links(process)):
+        if any(is_inside(link, mountpoint) for link in _links(process)):
             found.append(f"{_program(process)} ({os.path.basename(process)})")
         if len(found) == _MAX_USERS_NAMED:
             break
@@ -119,7 +119,8 @@ def _program(process: str) -> str:
         return "?"
 
 
-def _is_inside(path: str, directory: str) -> bool:
+def is_inside(path: str, directory: str) -> bool:
+    """Whether a path is a directory or lies in it. Both are real paths."""
     return path == directory or path.startswith(directory + "/")
 
 

@@ -1,7 +1,8 @@
 """The barrier: the moment everything saved before it is durable against power loss.
 
 Order: objects, their folders, then the log of the index; only then the objects that were retired before it
-are unlinked. So at every moment an image has at least one version whose object and row are both durable.
+are unlinked. So at every moment an image has at least one version whose object and row are both durable. What
+a snapshot holds (see `hold`) is not unlinked but stays for a later barrier.
 The barrier runs on request and at most one second after the first unsynced save, in a thread of its own;
 requests that come while one runs share the next (group commit).
 """
@@ -28,8 +29,11 @@ class Ledger(Protocol):
     def barrier_retired(self, token: int) -> list[int]:
         """Ids of versions that nobody needs once everything up to `token` is durable."""
 
-    def barrier_passed(self, token: int, floor: int) -> None:
-        """Everything up to `token` is durable, and what was retired is unlinked."""
+    def barrier_leftovers(self) -> list[int]:
+        """Ids of objects that never had a row and could not be removed so far."""
+
+    def barrier_passed(self, token: int, floor: int, *, unlinked: bool) -> None:
+        """Everything up to `token` is durable, and what was retired is `unlinked`, if nobody held it."""
 
 
 class Barrier:
@@ -106,7 +110,8 @@ class Barrier:
         """The disk is full: give back what was retired, now, with the lock held throughout.
 
         Not through `sync`: whoever meets the full disk may hold the lock that a running barrier waits for.
-        One that runs may have objects in hand that it has not synced yet, hence all of them are.
+        One that runs may have objects in hand that it has not synced yet, hence all of them are. Nor does a
+        hold count: saving goes before a snapshot, which notices and begins anew.
         Raises OSError.
         """
         with self._lock:
@@ -115,7 +120,7 @@ class Barrier:
             token, floor = self._store.barrier_mark()
             self._objects.sync_all()
             self._index.sync_log()
-            self._tidy(token, floor)
+            self._tidy(token, floor, full=True)
 
     def stop(self) -> None:
         """End the thread, without a last barrier."""
@@ -137,26 +142,46 @@ class Barrier:
         self._index.sync_log()
         self._tidy(token, floor)
 
-    def _tidy(self, token: int, floor: int) -> None:
+    def _tidy(self, token: int, floor: int, *, full: bool = False) -> None:
         try:
-            self._forget_retired(token, floor)
+            self._forget_retired(token, floor, full=full)
         except NoSpace as error:
             # Everything is durable; only the note of it found no room. The next barrier tries again.
             log.info("no room to tidy up after a barrier: %s", error)
 
-    def _forget_retired(self, token: int, floor: int) -> None:
+    def _forget_retired(self, token: int, floor: int, *, full: bool) -> None:
         with self._lock:
             retired = self._store.barrier_retired(token)
-        self._objects.unlink(retired)
+            leftovers = self._store.barrier_leftovers()
+        unlinked = self._unlink(retired, even_if_held=full)
+        self._objects.unlink(leftovers)
         # Before their rows go: an object that came back after power loss would have nobody to remove it.
         self._objects.sync([])
         with self._lock:
-            self._store.barrier_passed(token, floor)
+            self._store.barrier_passed(token, floor, unlinked=unlinked)
+        if not unlinked:
+            self.note_change()  # looks again in a second
         with self._index.log_at_rest(wait=False) as at_rest:
             if at_rest and self._index.checkpoint_is_due():
                 checkpointed = self._index.checkpoint()
                 with self._lock:
                     self._index.empty_log(checkpointed=checkpointed)
+
+    def _unlink(self, retired: list[int], *, even_if_held: bool) -> bool:
+        """Unlink retired objects, all or, where a snapshot holds them, none; returns which.
+
+        A snapshot that begins after they were retired does not want them, so there is no need to find out
+        what was retired under the hold's lock.
+        """
+        if not retired:
+            return True
+        if even_if_held:
+            self._objects.unlink(retired)
+            return True
+        with self._objects.unless_held() as free:
+            if free:
+                self._objects.unlink(retired)
+            return free
 
     def _run_at_intervals(self) -> None:
         while self._wait_for_change():

@@ -9,19 +9,20 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pixstorefs.errors import CorruptImage, CorruptStore
 from pixstorefs.store import index_walk
 from pixstorefs.store.findings import Finding, Reaction, Violation
 from pixstorefs.store.header import COPIES_FOLDER, LOST_FOUND, differing_copies
-from pixstorefs.store.index import ROOT_INO
+from pixstorefs.store.index import ROOT_INO, Index
 from pixstorefs.store.index_invariants import INVARIANTS, images_have_content, integrity_problems
 from pixstorefs.store.index_walk import StoredImage
-from pixstorefs.store.objects import OBJECTS_PER_FOLDER, reader_of
+from pixstorefs.store.objects import OBJECTS_PER_FOLDER, ObjectDirectory, reader_of
 from pixstorefs.store.records import Version
 from pixstorefs.store.recovery import path_of
 from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES, padded_size
-from pixstorefs.store.view import StoreView
+from pixstorefs.store.snapshot_record import is_unfinished
 
 # What the disk is asked for in advance: enough to keep it busy, too little to push others out of the cache.
 _AHEAD_BYTES = 16 << 20
@@ -44,14 +45,29 @@ class Progress:
     moved: Callable[[], None] = lambda: None
 
 
+class Checked(Protocol):
+    """What is checked: a `StoreView`, or a snapshot that is not in place yet."""
+
+    path: str
+    index: Index
+    objects: ObjectDirectory
+
+    def needs_recovery(self) -> bool:
+        """Whether the store was not closed cleanly, and nobody has it open."""
+
+    def damaged_copies(self) -> list[str]:
+        """Names of copies of the index that are there and of no use."""
+
+
 class Check:
     """One check of a store. `run` yields what it finds, as it finds it."""
 
-    def __init__(self, view: StoreView, progress: Progress, *, idle: bool = False) -> None:
+    def __init__(self, view: Checked, progress: Progress, *, idle: bool = False) -> None:
         """`idle`: the store is open, and known to have no drafts."""
         self._view = view
         self._idle = idle
         self._index = view.index
+        self._unfinished = is_unfinished(view.path)
         self._progress = progress
 
     def run(self) -> Iterator[Finding]:
@@ -61,6 +77,13 @@ class Check:
                 "not-closed",
                 Reaction.NOTE,
                 "the store was not closed cleanly: it recovers at the next mount",
+            )
+        if self._unfinished:
+            yield Finding(
+                "snapshot-unfinished",
+                Reaction.NOTE,
+                "a snapshot into this directory was interrupted: it shows what the one before did, and "
+                "pixstorefs snapshot completes it",
             )
         for name in differing_copies(self._view.path):
             yield Finding(
@@ -262,7 +285,8 @@ class Check:
                 continue  # saved since, by a mount that has ended
             yield Finding(
                 "stray-object",
-                Reaction.TIDY,
+                # Of an interrupted snapshot: the next one wants it, or removes it.
+                Reaction.NOTE if self._unfinished else Reaction.TIDY,
                 f"the object {version_id} belongs to no image: it takes space and cannot be read. "
                 f"`pixstorefs check --repair` moves it to {LOST_FOUND} in the store's own folder",
                 version_id=version_id,

@@ -74,6 +74,11 @@ class Database:
         rows = self.execute(sql, bindings)
         return rows[0] if rows else None
 
+    def each(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a statement one by one: more of them than should be in memory."""
+        with translated(self.path):
+            yield from self._db.execute(sql)
+
     def pragma(self, name: str) -> object:
         """The value of a setting."""
         return self._db.pragma(name)

@@ -11,10 +11,12 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from pixstorefs.errors import CorruptImage
 from pixstorefs.store.files import write_fully
+from pixstorefs.store.hold import unless_held
 from pixstorefs.store.records import Runs, Version
 from pixstorefs.store.reserve import Reserve
 from pixstorefs.store.sealing import (
@@ -360,6 +362,10 @@ class ObjectDirectory:
                 log.warning("the object %d of a deleted version cannot be removed: %s", version_id, error)
             else:
                 self._unlinked_in.add(version_id // OBJECTS_PER_FOLDER)
+
+    def unless_held(self) -> AbstractContextManager[bool]:
+        """Whether no snapshot needs what was retired; none begins until the block ends."""
+        return unless_held(os.path.dirname(self._path))
 
     def read_ahead(self, version_id: int, limit_bytes: int) -> None:
         """Have the disk read the front of an object, anew, while others are worked on. Never fails."""

@@ -171,14 +171,18 @@ class Store:
         """Ids of versions that nobody needs once everything up to `token` is durable. With the lock held."""
         if self.index.displaced(token):
             self._with_reserve(lambda: self._settle(token))
-        return self.index.retired(token) + self.allocator.leftovers()
+        return self.index.retired(token)
+
+    def barrier_leftovers(self) -> list[int]:
+        """Ids of objects that never had a row and could not be removed so far. With the lock held."""
+        return self.allocator.leftovers()
 
     def _settle(self, token: int) -> None:
         with self.index.transaction():
             settle(self.index, token)
 
-    def barrier_passed(self, token: int, floor: int) -> None:
-        """Everything up to `token` is durable, and what was retired is unlinked. With the lock held."""
+    def barrier_passed(self, token: int, floor: int, *, unlinked: bool) -> None:
+        """Everything up to `token` is durable, and what was retired is `unlinked`. With the lock held."""
         state = replace(
             self.numbers.bounded(self._state),
             # make_room may have recorded a later barrier than the one that ends now.
@@ -188,7 +192,8 @@ class Store:
 
         def note() -> None:
             with self.index.transaction():
-                self.index.forget_retired(token)
+                if unlinked:
+                    self.index.forget_retired(token)
                 self.index.put_state(state)
 
         self._with_reserve(note)

@@ -13,6 +13,7 @@ from pixstorefs.keys.secrets import Secret
 from pixstorefs.store.copies import damaged_copies
 from pixstorefs.store.header import INDEX_FILE, read_header
 from pixstorefs.store.index import Index
+from pixstorefs.store.index_copy import take_copy
 from pixstorefs.store.index_database import log_size_bytes
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.opening import unlock
@@ -26,10 +27,11 @@ class StoreView:
         """Open it. Raises NotAStore, NewerFormat, CorruptStore, WrongKey, OSError."""
         self.path = path
         header = read_header(path)
-        _, key = unlock(path, header, secret)
+        self.header = header.raw
+        self.slots, key = unlock(path, header, secret)
         self.store_id = header.store_id
         self.objects = ObjectDirectory(path, header.store_id)
-        self._key = key
+        self.index_key = key
         self._copy: str | None = None
         index_path = os.path.join(path, INDEX_FILE)
         writable = os.access(path, os.W_OK)
@@ -37,6 +39,7 @@ class StoreView:
             if not writable and log_size_bytes(index_path):
                 index_path = self._copied(index_path)
                 writable = True
+            self._writable = writable
             self.index = Index(
                 index_path, key, header.store_id, read_only=not writable, beside_owner=writable
             )
@@ -53,7 +56,21 @@ class StoreView:
 
     def damaged_copies(self) -> list[str]:
         """Names of copies of the index that are there and of no use."""
-        return damaged_copies(self.path, self._key, self.store_id)
+        return damaged_copies(self.path, self.index_key, self.store_id)
+
+    def copy_index(self, target: str) -> None:
+        """Write the index of this moment to the new file `target`, synced.
+
+        Raises CorruptStore, NoSpace, OSError.
+        """
+        take_copy(
+            self.index.path,
+            self.index_key,
+            target,
+            lambda: None,
+            read_only=not self._writable,
+            beside_owner=self._writable,
+        )
 
     def is_owned(self) -> bool:
         """Whether a process has the store open for writing, or takes it this moment."""

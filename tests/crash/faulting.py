@@ -24,6 +24,7 @@ from typing import Any
 
 from disks import LoopDisk
 from scenarios import KEYS, SCENARIOS, KeyStep, Scenario, Step, Tree, describe, named, prepare, settings
+from snapshot_case import SnapshotCase
 from stores import Place, image, objects_of
 
 from pixstorefs.errors import PixstoreError, WrongKey
@@ -341,6 +342,53 @@ class Creation:
         return in_child(lambda: self._shim.arm(self._place.path, what, at, number, trace), create)
 
 
+class Snapshots:
+    """A snapshot: the store is unharmed, the snapshot is old or new, and another run completes it."""
+
+    def __init__(self, scenario: Scenario, site: "Site", shim: Shim) -> None:
+        self._name = scenario.name
+        self._site = site
+        self._shim = shim
+        self._root = site.disk_folder / "both"
+        store_folder = site.elsewhere if scenario.elsewhere else self._root
+        for folder in (self._root, site.folder / "base", *([store_folder] if scenario.elsewhere else [])):
+            folder.mkdir(exist_ok=True)
+        self._case = SnapshotCase(scenario, site.folder / "base", store_folder, self._root)
+
+    def trace(self) -> list[str]:
+        """The calls of the snapshot without a fault, in their order."""
+        with tempfile.TemporaryFile() as file:
+            self._run(_COUNT, 0, 0, file.fileno())
+            file.seek(0)
+            return file.read().decode().splitlines()
+
+    def check(self, kind: str, at: int, tally: Tally) -> None:
+        """Take the snapshot with a fault at one call, and judge what is left."""
+        what, number = KINDS[kind]
+        status, notes = self._run(what, at, number)
+        tally.points += 1
+        if what == _CUT_POWER:
+            self._site.restart()
+        problems = [note for note in notes if note.startswith("!")]
+        if status not in (0, _DIED):
+            problems.append(f"the process ended with {status}")
+        try:
+            old, new, found = self._case.judge(notes)
+        except (PixstoreError, OSError, AssertionError) as error:
+            problems.append(f"{type(error).__name__}: {error}")
+        else:
+            problems += found
+            tally.old += old
+            tally.new += new
+        tally.failed_and_told += any(note.startswith("failed") for note in notes)
+        tally.problems += [f"{self._name}, {kind} at call {at}: {problem}" for problem in problems]
+
+    def _run(self, what: int, at: int, number: int, trace: int = -1) -> tuple[int, list[str]]:
+        self._case.reset()
+        self._site.sync()
+        return in_child(lambda: self._shim.arm(self._root, what, at, number, trace), self._case.act)
+
+
 def in_child(
     arm: Callable[[], None], act: Callable[[Callable[[str], object]], None]
 ) -> tuple[int, list[str]]:
@@ -375,10 +423,11 @@ def _objects_wanted(store: Store) -> Iterator[int]:
 
 
 class Site:
-    """Where the stores lie: memory, or a loop device that can lose its power."""
+    """Where the stores lie: memory, or a loop device that can lose its power; `elsewhere` is on neither."""
 
-    def __init__(self, folder: Path, disk: LoopDisk | None) -> None:
+    def __init__(self, folder: Path, elsewhere: Path, disk: LoopDisk | None) -> None:
         self.folder = folder
+        self.elsewhere = elsewhere
         self._disk = disk
         self.disk_folder = disk.path if disk else folder
 
@@ -397,13 +446,16 @@ class Site:
 def site(*, with_power: bool) -> Iterator[Site]:
     """A place for one scenario."""
     memory = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) and not with_power else None
-    with tempfile.TemporaryDirectory(prefix="pixstorefs-faults-", dir=memory) as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="pixstorefs-faults-", dir=memory) as directory,
+        tempfile.TemporaryDirectory(prefix="pixstorefs-faults-", dir="/var/tmp") as elsewhere,
+    ):
         folder = Path(directory)
         if not with_power:
-            yield Site(folder, None)
+            yield Site(folder, Path(elsewhere), None)
             return
         with LoopDisk(folder, "ext4", size_mib=128).mounted() as disk:
-            yield Site(folder, disk)
+            yield Site(folder, Path(elsewhere), disk)
 
 
 def run(scenarios: list[Scenario], kinds: list[str], stride: int) -> Tally:
@@ -422,7 +474,9 @@ def run(scenarios: list[Scenario], kinds: list[str], stride: int) -> Tally:
     return tally
 
 
-def _harness(scenario: Scenario, place: Site, shim: Shim) -> "Harness | Creation":
+def _harness(scenario: Scenario, place: Site, shim: Shim) -> "Harness | Creation | Snapshots":
+    if scenario.snapshot:
+        return Snapshots(scenario, place, shim)
     if scenario.creates:
         return Creation(place, shim)
     return (KeyChanges if scenario.key_steps else Harness)(scenario, place, shim)

@@ -142,6 +142,28 @@ MUTATIONS = (
         ("tests/crash/test_faults.py",),
     ),
     Mutation(
+        "a snapshot does not hold the objects",
+        "pixstorefs/store/snapshot.py",
+        "            with held(self._store_path):\n",
+        "            if True:\n",
+        ("tests/store/test_snapshot.py",),
+    ),
+    Mutation(
+        "the objects of a snapshot are not synced before its index is in place",
+        "pixstorefs/store/snapshot.py",
+        "            self._refuse(_problems(Check(self._new, Progress()).run_index()))\n"
+        "            self._target.objects.sync_all()\n",
+        "            self._refuse(_problems(Check(self._new, Progress()).run_index()))\n",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
+        "what an interrupted snapshot left is trusted",
+        "pixstorefs/store/snapshot.py",
+        "or self._opens(stored)\n",
+        "or True\n",
+        ("tests/store/test_snapshot.py",),
+    ),
+    Mutation(
         "a failed barrier is forgotten",
         "pixstorefs/store/barrier.py",
         "                self._failure = failure\n",

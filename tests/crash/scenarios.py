@@ -39,6 +39,10 @@ class Scenario:
     unclean: bool = False
     # There is no store yet: it is made, and that is all.
     creates: bool = False
+    # A snapshot of the store is taken: the first or another one; on a file system of its own, or the same.
+    snapshot: bool = False
+    again: bool = False
+    elsewhere: bool = False
     # Every barrier moves the log into the database, as it would after megabytes of changes.
     checkpoints: bool = False
 
@@ -206,6 +210,10 @@ SCENARIOS = (
     Scenario("change a key", (), (_change_second_key,)),
     Scenario("change keys again and again", (), (_add_key("third"), _remove_first_key, _change_second_key)),
     Scenario("open after an interrupted change of keys", (), (_open_and_close,), unclean=True),
+    Scenario("snapshot", (), snapshot=True),
+    Scenario("snapshot again", (), snapshot=True, again=True),
+    Scenario("snapshot to another disk", (), snapshot=True, elsewhere=True),
+    Scenario("snapshot again to another disk", (), snapshot=True, again=True, elsewhere=True),
 )
 
 

@@ -61,10 +61,10 @@ def test_faults_leave_old_or_new(half: int) -> None:
 
 
 def test_power_cut_at_calls_of_a_careful_save() -> None:
-    """The power goes at some calls of the saves that most depend on the order of writes."""
+    """The power goes at some calls of what most depends on the order of writes."""
     if os.geteuid() != 0:
         cannot_run("a file system of the test's own needs root")
-    names = ("update", "save and rename over", "recover")
+    names = ("update", "save and rename over", "recover", "snapshot again to another disk")
     counts = run(
         *("--stride", "11", "--kind", "power cut"), *(word for name in names for word in ("--scenario", name))
     )
@@ -129,6 +129,23 @@ def test_order_of_a_barrier() -> None:
         calls.index(unlinked),
     ]
     assert order == sorted(order)
+
+
+def test_order_of_a_snapshot() -> None:
+    """New objects, synced; the index in place; objects of no image; and only then it is finished."""
+    calls = _output("--scenario", "snapshot again to another disk", "--trace").splitlines()
+    brought = [number for number, call in enumerate(calls) if call.startswith("rename /taken/objects/0/")]
+    placed = calls.index("rename /taken/index.db")
+    removed = [
+        n for n, call in enumerate(calls) if call.startswith("unlink /taken/objects/0/") and n > placed
+    ]
+    assert len(brought) == 2
+    assert len(removed) == 2
+    first, second = (number for number, call in enumerate(calls) if call.startswith("syncfs "))
+    records = [number for number, call in enumerate(calls) if call == "rename /taken/snapshot.json"]
+    order = [records[0], *brought, first, records[1], placed, *removed, second, records[2]]
+    assert order == sorted(order)
+    assert calls[placed + 1] == "fsync /taken"
 
 
 def test_unlinking_is_synced_before_its_rows_go() -> None:

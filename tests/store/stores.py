@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pixstorefs
 from pixstorefs.keys.secrets import create_keyfile, secret_from_keyfile
+from pixstorefs.store.check import Check, Progress
 from pixstorefs.store.draft import Draft
+from pixstorefs.store.findings import Finding
 from pixstorefs.store.images import ImageStore
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES
+from pixstorefs.store.snapshot import Outcome, Snapshot
 from pixstorefs.store.store import NewName, Store
+from pixstorefs.store.view import StoreView
 
 SEGMENT = SEGMENT_SIZE_BYTES
 SEALED = SEGMENT + 16
@@ -111,3 +115,18 @@ def digests(store: Path) -> dict[str, str]:
     """A digest of every file below a directory, to tell that nothing was touched."""
     files = sorted(path for path in store.rglob("*") if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def take_snapshot(place: Place, target: Path, *, verify: bool = False) -> Outcome:
+    """What `pixstorefs snapshot` does."""
+    with Snapshot(str(place.path), str(target), secret_from_keyfile(place.keyfile)) as snapshot:
+        snapshot.bring(Progress())
+        if verify:
+            snapshot.verify(Progress())
+        return snapshot.finish()
+
+
+def check_store(place: Place, path: Path) -> list[Finding]:
+    """Everything a check of the store at `path` finds, notes too."""
+    with StoreView(str(path), secret_from_keyfile(place.keyfile)) as view:
+        return list(Check(view, Progress()).run())
