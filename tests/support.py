@@ -99,6 +99,7 @@ class Mount:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             timeout=COMMAND_TIMEOUT_S,
             check=False,
         )
@@ -142,7 +143,7 @@ class Mount:
     @property
     def is_mounted(self) -> bool:
         """Whether something is mounted, alive or dead."""
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
         return any(line.split(" ")[4] == str(self.mountpoint) for line in mounts)
 
     @property

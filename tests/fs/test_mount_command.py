@@ -358,11 +358,12 @@ class TestOptions:
         with pytest.raises(OSError, match="Read-only"):
             (mounted.mountpoint / "b.jpg").write_bytes(b"2")
 
-    @pytest.mark.parametrize("name", ["with space", "zoë", "comma,and\\backslash", "tab\there", "#hash"])
+    @pytest.mark.parametrize("name", ["with space", "zoë", "comma,and\\backslash", "tab\there", "#hash?"])
     def test_names_that_need_escaping(self, unmounted: Mount, name: str) -> None:
         unmounted.store = unmounted.directory / name
         unmounted.mountpoint = unmounted.directory / f"mount {name}"
         unmounted.mount()
+        assert unmounted.run("status", unmounted.store).returncode == 0
         assert_refused(unmounted.run("mount", unmounted.store, unmounted.mountpoint), 3, str(unmounted.pid))
         unmounted.unmount()
         assert json_or_none(unmounted.store / "lock") is None
