@@ -99,6 +99,7 @@ class Mount:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             timeout=COMMAND_TIMEOUT_S,
             check=False,
         )

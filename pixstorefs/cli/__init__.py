@@ -14,6 +14,7 @@ from pixstorefs.cli.check import check_command
 from pixstorefs.cli.init import init_command
 from pixstorefs.cli.key import key_group
 from pixstorefs.cli.mount import mount_command
+from pixstorefs.cli.mount_helper import exit_status, mount_helper_command
 from pixstorefs.cli.snapshot import snapshot_command
 from pixstorefs.cli.status import status_command
 from pixstorefs.cli.umount import umount_command
@@ -63,16 +64,25 @@ commands.add_command(umount_command)
 
 
 def main() -> NoReturn:
-    """Run the command of this process and end with its exit status."""
-    sys.exit(run(sys.argv[1:]))
+    """`pixstorefs`: run the command of this process and end with its exit status."""
+    arguments = sys.argv[1:]
+    # No command has a slash in its name, and mount.fuse3 gives the store in that place.
+    if arguments and "/" in arguments[0]:
+        mount_main()
+    sys.exit(run(commands, "pixstorefs", arguments))
 
 
-def run(arguments: list[str]) -> int:
+def mount_main() -> NoReturn:
+    """`mount.pixstorefs`, for mount(8)."""
+    sys.exit(exit_status(run(mount_helper_command, "mount.pixstorefs", sys.argv[1:])))
+
+
+def run(command: click.Command, name: str, arguments: list[str]) -> int:
     """Run one command; returns its exit status. No traceback leaves here, except by --debug."""
     console.open_standard_descriptors()
     debug = arguments[:1] == ["--debug"]
     try:
-        status = commands.main(arguments, prog_name="pixstorefs", standalone_mode=False)
+        status = command.main(arguments, prog_name=name, standalone_mode=False)
     except PixstoreError as error:
         if debug:
             console.traceback(error)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pixstorefs.cli import console, mount_options
+from pixstorefs.cli import console, duration, mount_options
 from pixstorefs.cli.init import create, refuse_foreign
+from pixstorefs.cli.mount_options import MountOptions
 from pixstorefs.cli.secrets_options import NewSecret, SecretChoice, secret_for_store, secret_options
 from pixstorefs.errors import FuseUnavailable, NotAStore
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as file modes allow.")
 @click.option("--durable-close", is_flag=True, help="Let close wait until the image survives power loss.")
+@click.option(
+    "--idle-unmount",
+    callback=duration.of_option,
+    metavar="TIME",
+    help="Unmount after that long without use, as 90s, 15m or 2h; 0 is never.",
+)
+@click.option("--no-create", is_flag=True, help="Refuse a missing store: its disk may not be there.")
 @click.option("-o", "options", multiple=True, metavar="OPT[,OPT...]", help="Options of mount(8) and fstab.")
 @secret_options
 @click.pass_context
@@ -33,6 +41,8 @@ def mount_command(
     read_only: bool,
     allow_other: bool,
     durable_close: bool,
+    idle_unmount: float | None,
+    no_create: bool,
     options: tuple[str, ...],
     passphrase_file: str | None,
     passphrase_command: str | None,
@@ -43,42 +53,66 @@ def mount_command(
     A missing or empty STORE is created. The secret is, in this order: what an option names,
     PIXSTOREFS_PASSPHRASE, the store's keyfile in your data directory, a prompt.
     """
-    from pixstorefs.daemon import linux
-    from pixstorefs.daemon import mountpoint as mountpoints
-    from pixstorefs.daemon.plan import MountPlan
-
     asked = mount_options.parse(options)
+    asked.read_only |= read_only
+    asked.allow_other |= allow_other
+    asked.durable_close |= durable_close
+    if idle_unmount is not None:
+        asked.idle_unmount_s = idle_unmount
     choice = SecretChoice(
         passphrase_file or asked.passphrase_file, passphrase_command, keyfile or asked.keyfile
     )
+    debug = bool(context.parent and context.parent.params["debug"])
+    mount(store, mountpoint, asked, choice, create_missing=not no_create, foreground=foreground, debug=debug)
+
+
+def mount(
+    store: str,
+    mountpoint: str,
+    asked: MountOptions,
+    choice: SecretChoice,
+    *,
+    create_missing: bool,
+    foreground: bool = False,
+    debug: bool = False,
+) -> None:
+    """Check everything, then mount; ends the command with the exit status of the mount.
+
+    Raises PixstoreError where it is refused; nothing is left behind then.
+    """
+    from pixstorefs.daemon import linux, user
+    from pixstorefs.daemon import mountpoint as mountpoints
+    from pixstorefs.daemon.plan import MountPlan
+
+    if asked.run_as is not None:
+        user.become(asked.run_as)
     linux.protect_memory()
     path = os.path.realpath(store)
-    read_only = read_only or asked.read_only
     mountpoints.require_fuse()
     real = mountpoints.check(mountpoint, path)
-    secret = _secret(choice, path, read_only=read_only)
+    secret = _secret(choice, path, create_missing=create_missing, read_only=asked.read_only)
     # It has done its work, and every program we start would inherit it.
     os.environ.pop("PIXSTOREFS_PASSPHRASE", None)
     created = mountpoints.create(real)
     plan = MountPlan(
         path,
         real,
-        read_only=read_only,
-        allow_other=allow_other or asked.allow_other,
-        durable_close=durable_close or asked.durable_close,
+        read_only=asked.read_only,
+        allow_other=asked.allow_other,
+        durable_close=asked.durable_close,
+        idle_unmount_s=asked.idle_unmount_s,
         flags=asked.flags,
     )
-    debug = bool(context.parent and context.parent.params["debug"])
     try:
-        status = _mount(plan, secret, foreground=foreground, debug=debug)
+        status = _serve(plan, secret, foreground=foreground, debug=debug)
     except BaseException:
         if created:
             mountpoints.remove_created(real)
         raise
-    context.exit(status)
+    click.get_current_context().exit(status)
 
 
-def _secret(choice: SecretChoice, path: str, *, read_only: bool) -> "Secret":
+def _secret(choice: SecretChoice, path: str, *, create_missing: bool, read_only: bool) -> "Secret":
     """The secret that opens the store, after making the store if there is none."""
     from pixstorefs.store import header
 
@@ -87,16 +121,20 @@ def _secret(choice: SecretChoice, path: str, *, read_only: bool) -> "Secret":
     refuse_foreign(path)
     if read_only:
         raise NotAStore(f"there is no store at {path}, and none is created for a read-only mount.")
+    if not create_missing:
+        raise NotAStore(
+            f"there is no store at {path}. Is its disk mounted? To make a new store: pixstorefs init {path}"
+        )
     new = NewSecret(choice)
     create(path, new)
     assert new.secret is not None
     return new.secret
 
 
-def _mount(plan: "MountPlan", secret: "Secret", *, foreground: bool, debug: bool) -> int:
+def _serve(plan: "MountPlan", secret: "Secret", *, foreground: bool, debug: bool) -> int:
     from pixstorefs.daemon import logs, process
 
-    def body(announce: process.Announce) -> int:
+    def body(starter: process.Starter) -> int:
         # Only the process that serves imports trio and FUSE: the fork stays small and free of their state.
         try:
             from pixstorefs.daemon.serve import serve
@@ -104,7 +142,7 @@ def _mount(plan: "MountPlan", secret: "Secret", *, foreground: bool, debug: bool
             if "libfuse3" not in str(error):
                 raise
             raise FuseUnavailable(f"libfuse3 is missing ({error}). Install the package fuse3.") from error
-        return serve(plan, secret, announce)
+        return serve(plan, secret, starter)
 
     if foreground:
         return process.run_in_foreground(body, debug=debug)

@@ -1,9 +1,12 @@
 """The options of mount(8) and fstab, `-o opt,opt...`: understood, harmlessly ignored, or refused."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import click
+
+from pixstorefs.cli import duration
 
 # Passed on to libfuse. A FUSE mount starts as nodev,nosuid,exec.
 _FLAGS = {
@@ -35,6 +38,11 @@ _IGNORED = frozenset(
         *("strictatime", "nostrictatime", "lazytime", "nolazytime"),
     )
 )
+# Of those, what may have a value: mount(8) says who it is that mounts a line with `user`.
+_IGNORED_WITH_VALUE = frozenset(("comment", "user"))
+
+# A value in double quotes may hold commas, as mount(8) has it.
+_OPTION = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
 
 @dataclass(slots=True)
@@ -44,36 +52,81 @@ class MountOptions:
     read_only: bool = False
     allow_other: bool = False
     durable_close: bool = False
+    idle_unmount_s: float = 0.0
     flags: frozenset[str] = frozenset()
     passphrase_file: str | None = None
     keyfile: str | None = None
+    run_as: str | None = None
 
 
-def parse(values: Iterable[str]) -> MountOptions:
+def parse(values: Iterable[str], *, sloppy: bool = False) -> MountOptions:
     """Read all `-o` of a command; as with mount(8) the last of two that disagree wins.
 
-    Raises click.BadParameter, naming the first option that is not known.
+    Raises click.BadParameter, naming the first option that has a bad value or, unless `sloppy`, is not known.
     """
     result = MountOptions()
     flags: dict[str, None] = {}
-    for option in (part for value in values for part in value.split(",") if part):
-        name, has_value, value = option.partition("=")
-        if option in ("ro", "rw"):
-            result.read_only = option == "ro"
-        elif option == "allow_other":
-            result.allow_other = True
-        elif option == "durable_close":
-            result.durable_close = True
-        elif option in _FLAGS:
+    for option in _split(values):
+        name, _, value = option.partition("=")
+        if option in _FLAGS:
             flags.pop(_FLAGS[option], None)
             flags[option] = None
-        elif name == "passphrase_file" and value:
-            result.passphrase_file = value
-        elif name == "keyfile" and value:
-            result.keyfile = value
-        elif not (
-            name.lower().startswith("x-") or (name in _IGNORED and (not has_value or name == "comment"))
-        ):
-            raise click.BadParameter(f"unknown mount option {option!r}", param_hint="-o")
+            continue
+        understood = _take_word(result, option) or (value and _take_value(result, name, value))
+        if not (understood or sloppy or _is_harmless(option)):
+            raise _refusal(option)
     result.flags = frozenset(flags)
     return result
+
+
+def _split(values: Iterable[str]) -> Iterator[str]:
+    for value in values:
+        for option in _OPTION.findall(value):
+            name, has_value, text = option.partition("=")
+            if len(text) > 1 and text[0] == text[-1] == '"':
+                text = text[1:-1]
+            yield name + has_value + text
+
+
+def _take_word(result: MountOptions, option: str) -> bool:
+    if option in ("ro", "rw"):
+        result.read_only = option == "ro"
+    elif option == "allow_other":
+        result.allow_other = True
+    elif option == "durable_close":
+        result.durable_close = True
+    else:
+        return False
+    return True
+
+
+def _take_value(result: MountOptions, name: str, value: str) -> bool:
+    if name == "passphrase_file":
+        result.passphrase_file = value
+    elif name == "keyfile":
+        result.keyfile = value
+    elif name == "setuid":  # so called by mount.fuse3, which takes it away before it calls us
+        result.run_as = value
+    elif name == "idle_unmount":
+        try:
+            result.idle_unmount_s = duration.parse_s(value)
+        except ValueError as error:
+            raise click.BadParameter(f"idle_unmount: {error}", param_hint="-o") from None
+    else:
+        return False
+    return True
+
+
+def _is_harmless(option: str) -> bool:
+    name, has_value, _ = option.partition("=")
+    if name.lower().startswith("x-"):  # for programs beside mount(8): x-systemd.*, x-gvfs-*
+        return True
+    return name in _IGNORED and (not has_value or name in _IGNORED_WITH_VALUE)
+
+
+def _refusal(option: str) -> click.BadParameter:
+    if option == "remount":
+        return click.BadParameter(
+            "'remount' is not possible: unmount, and mount again with the other options", param_hint="-o"
+        )
+    return click.BadParameter(f"unknown mount option {option!r}", param_hint="-o")

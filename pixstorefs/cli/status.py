@@ -40,6 +40,8 @@ def _show(status: "MountStatus") -> None:
         state = "dead: its process was killed; mount it again, or clean it away with pixstorefs umount"
     click.echo(f"{status.store_path} on {status.mountpoint}")
     click.echo(f"  {state}")
+    if status.since is not None:
+        click.echo(f"  since {status.since}{', read-only' if status.read_only else ''}")
     if status.free_bytes is not None:
         click.echo(f"  {status.free_bytes / 1e9:.1f} GB free")
     if status.recovery is None:

@@ -73,9 +73,9 @@ def remove_created(real: str) -> None:
 
 def clean_dead_mount(mountpoint: str) -> None:
     """Take away what a killed pixstorefs left on the mountpoint. Dead mounts of others are refused."""
-    if not mounts.is_dead(mountpoint):
-        return
     entry = mounts.find(mountpoint)
+    if (entry is not None and entry.is_automount) or not mounts.is_dead(mountpoint):
+        return
     if entry is None or not entry.is_ours:
         kind = entry.filesystem if entry else "unknown"
         raise MountpointUnusable(
@@ -125,18 +125,33 @@ def _refuse_overlap(real: str, real_store: str) -> None:
 def _check_directory(mountpoint: str, real: str) -> None:
     if not os.path.isdir(real):
         raise MountpointUnusable(f"{mountpoint} is not a directory. Mount on an empty or a new directory.")
-    try:
-        with os.scandir(real) as entries:
-            empty = next(entries, None) is None
-    except OSError as error:
-        raise MountpointUnusable(f"{mountpoint} cannot be read: {error.strerror}.") from error
-    if not empty:
+    entry = mounts.find(real)
+    if entry is not None and entry.is_automount:
+        _check_automount(mountpoint)
+    elif not _is_empty(mountpoint, real):
         raise MountpointUnusable(
             f"{mountpoint} is not empty: mounting would hide what is in it. Mount on an empty directory."
         )
     # fusermount3 asks the same and says less.
-    if not os.access(real, os.W_OK):
+    elif not os.access(real, os.W_OK):
         raise MountpointUnusable(f"{mountpoint} is not writable for this user, so it cannot be mounted on.")
+
+
+def _check_automount(mountpoint: str) -> None:
+    """It is empty, and to ask it anything would be to wait for ourselves: fusermount3 does."""
+    if os.geteuid() != 0:
+        raise MountpointUnusable(
+            f"{mountpoint} is mounted on demand (x-systemd.automount), which works for mounts of root only: "
+            "leave out setuid=, or x-systemd.automount."
+        )
+
+
+def _is_empty(mountpoint: str, real: str) -> bool:
+    try:
+        with os.scandir(real) as entries:
+            return next(entries, None) is None
+    except OSError as error:
+        raise MountpointUnusable(f"{mountpoint} cannot be read: {error.strerror}.") from error
 
 
 def _check_creatable(mountpoint: str, real: str) -> None:

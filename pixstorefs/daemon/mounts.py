@@ -24,10 +24,16 @@ class MountEntry:
     filesystem: str
     source: str
     device: str  # "major:minor"
+    read_only: bool
 
     @property
     def is_ours(self) -> bool:
         return self.filesystem == FILESYSTEM_TYPE
+
+    @property
+    def is_automount(self) -> bool:
+        """Whether a touch of this directory waits for somebody to mount on it: us, while we do that."""
+        return self.filesystem == "autofs"
 
 
 def mounted() -> list[MountEntry]:
@@ -129,7 +135,11 @@ def _parse(line: str) -> MountEntry:
     before, _, after = line.partition(" - ")
     fields, tail = before.split(" "), after.split(" ")
     return MountEntry(
-        mountpoint=_unescape(fields[4]), filesystem=tail[0], source=_unescape(tail[1]), device=fields[2]
+        mountpoint=_unescape(fields[4]),
+        filesystem=tail[0],
+        source=_unescape(tail[1]),
+        device=fields[2],
+        read_only="ro" in fields[5].split(","),
     )
 
 

@@ -12,6 +12,7 @@ class Owner:
 
     pid: int
     mountpoint: str | None
+    since_s: float  # seconds of the clock (time(2)) at which it took the store
 
 
 def read(store_path: str) -> Owner | None:
@@ -23,7 +24,8 @@ def read(store_path: str) -> Owner | None:
     try:
         with open(os.path.join(store_path, "lock"), encoding="utf-8") as file:
             record = json.load(file)
-        return Owner(pid=int(record["pid"]), mountpoint=record.get("mountpoint"))
+            since_s = os.fstat(file.fileno()).st_mtime
+        return Owner(pid=int(record["pid"]), mountpoint=record.get("mountpoint"), since_s=since_s)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

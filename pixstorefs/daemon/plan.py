@@ -8,6 +8,7 @@ class MountPlan:
     """Both paths are real and absolute: the process that serves changes its directory.
 
     `durable_close`: close(2) returns when what it saved survives power loss.
+    `idle_unmount_s`: unmount after that long without use; 0 for never.
     `flags` are mount options passed on to libfuse as they are (noexec, dev, ...).
     """
 
@@ -16,4 +17,5 @@ class MountPlan:
     read_only: bool = False
     allow_other: bool = False
     durable_close: bool = False
+    idle_unmount_s: float = 0.0
     flags: frozenset[str] = frozenset()

@@ -12,20 +12,29 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from pixstorefs import errors
-from pixstorefs.daemon import logs
+from pixstorefs.daemon import logs, notify
 from pixstorefs.errors import PixstoreError
 
 log = logging.getLogger(__name__)
 
 EXIT_UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
 
-# Called once, when the mount answers, with lines for the person who mounted.
-Announce = Callable[[list[str]], None]
+
+class Starter(Protocol):
+    """Who started the mount and wants to know how it fares: the waiting command, or a service manager."""
+
+    def ready(self, notes: list[str]) -> None:
+        """The mount answers. Called once, with lines for the person who mounted."""
+
+    def ending(self) -> None:
+        """The mount is over, and what is left is being saved."""
+
+
 # Serves until the mount ends; returns the exit status of the process.
-Body = Callable[[Announce], int]
+Body = Callable[[Starter], int]
 
 
 class StartFailed(Exception):
@@ -37,7 +46,7 @@ class StartFailed(Exception):
 
 
 def run_in_background(body: Body, log_path: str, *, debug: bool = False) -> list[str]:
-    """Run `body` in a process of its own; returns its announcement.
+    """Run `body` in a process of its own; returns its notes when the mount answers.
 
     Raises the PixstoreError the process ended with, or StartFailed.
     """
@@ -49,14 +58,17 @@ def run_in_background(body: Body, log_path: str, *, debug: bool = False) -> list
         os.close(read_end)
         _be_background(body, _Report(write_end), log_path, debug=debug)
     os.close(write_end)
-    return _await_announcement(pid, read_end, log_path)
+    return _await_report(pid, read_end, log_path)
 
 
 def run_in_foreground(body: Body, *, debug: bool = False) -> int:
-    """Run `body` in this process, logging to stderr; returns its exit status."""
+    """Run `body` in this process, logging to stderr; returns its exit status.
+
+    A service manager that waits for it is told when the mount answers, and when it ends.
+    """
     logs.to_stderr(debug=debug)
     _leave_surroundings()
-    return body(lambda _notes: None)  # they are in the log, and that is on the screen
+    return body(notify.ServiceManager(notify.take_address(os.environ)))
 
 
 class _Report:
@@ -64,9 +76,14 @@ class _Report:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor: int | None = descriptor
+        # Lines that `ready` tells before those it is given.
+        self.first_notes: list[str] = []
 
-    def announce(self, notes: list[str]) -> None:
-        self._send({"notes": notes})
+    def ready(self, notes: list[str]) -> None:
+        self._send({"notes": [*self.first_notes, *notes]})
+
+    def ending(self) -> None:
+        pass  # the command has gone
 
     def fail(self, error: PixstoreError) -> None:
         self._send({"error": type(error).__name__, "message": str(error)})
@@ -91,8 +108,10 @@ def _be_background(body: Body, report: _Report, log_path: str, *, debug: bool) -
     status = EXIT_UNEXPECTED
     try:
         _detach(report)
-        problem = _start_log(log_path, debug=debug)
-        status = body(lambda notes: report.announce([*problem, *notes]))
+        # A service that runs `pixstorefs mount` as one of its steps speaks for itself.
+        notify.take_address(os.environ)
+        report.first_notes = _start_log(log_path, debug=debug)
+        status = body(report)
     except PixstoreError as error:
         status = error.exit_code
         log.info("not mounted: %s", error)  # the command that waits for us says it loudly
@@ -134,7 +153,7 @@ def _start_log(log_path: str, *, debug: bool) -> list[str]:
     return []
 
 
-def _await_announcement(pid: int, read_end: int, log_path: str) -> list[str]:
+def _await_report(pid: int, read_end: int, log_path: str) -> list[str]:
     try:
         with os.fdopen(read_end, "rb") as pipe:
             content = pipe.read()

@@ -14,8 +14,9 @@ import pyfuse3
 import trio
 
 from pixstorefs.daemon import mounts, owner, session
+from pixstorefs.daemon.idle import IdleWatch
 from pixstorefs.daemon.plan import MountPlan
-from pixstorefs.daemon.process import EXIT_UNEXPECTED, Announce
+from pixstorefs.daemon.process import EXIT_UNEXPECTED, Starter
 from pixstorefs.daemon.signals import StopRequest
 from pixstorefs.errors import PixstoreError, StoreInUse
 from pixstorefs.fs.operations import Operations
@@ -39,24 +40,26 @@ _LOOP_END_TIMEOUT_S = 5.0
 _EXIT_NOT_SAVED = 1
 
 
-def serve(plan: MountPlan, secret: Secret, announce: Announce) -> int:
-    """Mount, serve, save everything; returns the exit status. `announce` is called when the mount answers."""
+def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
+    """Mount, serve, save everything; returns the exit status. `starter` is told when the mount answers."""
     stop = StopRequest()
     stop.install()
     store = _open_store(plan, secret)
     operations = Operations(
         store, read_only=plan.read_only, allow_other=plan.allow_other, durable_close=plan.durable_close
     )
+    idle = IdleWatch(plan.idle_unmount_s) if plan.idle_unmount_s else None
     try:
         chosen = session.options(
             plan.store_path, read_only=plan.read_only, allow_other=plan.allow_other, flags=plan.flags
         )
-        session.start(operations, plan.mountpoint, chosen)
+        session.start(idle.watching(operations) if idle else operations, plan.mountpoint, chosen)
     except BaseException:
         store.close()
         raise
-    failure = _run_loop(plan, stop, announce, store.report)
+    failure = _run_loop(plan, stop, starter, store.report, idle)
     stop.forget_loop()
+    starter.ending()
     saved = _save_everything(operations, store)
     pyfuse3.close(unmount=failure is None)
     if failure is not None:
@@ -98,17 +101,19 @@ def _predecessor_ended(store_path: str) -> bool:
 
 
 def _run_loop(
-    plan: MountPlan, stop: StopRequest, announce: Announce, report: list[str]
+    plan: MountPlan, stop: StopRequest, starter: Starter, report: list[str], idle: IdleWatch | None
 ) -> BaseException | None:
     """Run the event loop until the mount has ended; returns what broke it, if anything."""
     try:
-        trio.run(_serve_until_end, plan, stop, announce, report)
+        trio.run(_serve_until_end, plan, stop, starter, report, idle)
     except BaseException as error:  # noqa: BLE001  drafts have to be saved whatever happened
         return error
     return None
 
 
-async def _serve_until_end(plan: MountPlan, stop: StopRequest, announce: Announce, report: list[str]) -> None:
+async def _serve_until_end(
+    plan: MountPlan, stop: StopRequest, starter: Starter, report: list[str], idle: IdleWatch | None
+) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_answer_requests, nursery.cancel_scope)
         # The first request is our own: when it is answered, so will be everybody's. From a thread, because
@@ -121,7 +126,9 @@ async def _serve_until_end(plan: MountPlan, stop: StopRequest, announce: Announc
         # What is alive now stays alive; the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
-        announce(report)
+        starter.ready(report)
+        if idle is not None:
+            nursery.start_soon(idle.unmount_when_idle, plan.mountpoint)
         await stop.wait()
         log.info("%s: ending the mount on %s", stop.name, plan.mountpoint)
         await _end_mount(plan.mountpoint)

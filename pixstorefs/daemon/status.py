@@ -3,6 +3,7 @@
 Nothing is asked of the daemon itself: a status that hangs with the daemon would be of no use.
 """
 
+import datetime
 import os
 from dataclasses import dataclass
 
@@ -16,13 +17,16 @@ _MOUNTED = "mounted "
 class MountStatus:
     """One mount. `recovery`: what its start decided after an unclean stop; None where no log tells.
 
-    `free_bytes` is None where nobody tells: another user's mount, a dead one whose store was moved.
+    `since` is the moment it took the store, as ISO 8601 in local time. It, `pid` and `free_bytes` are None
+    where nobody tells: another user's mount, a dead one whose store was moved.
     """
 
     store_path: str
     mountpoint: str
     alive: bool
+    read_only: bool
     pid: int | None
+    since: str | None
     free_bytes: int | None
     recovery: list[str] | None
 
@@ -40,15 +44,23 @@ def statuses(path: str | None = None) -> list[MountStatus]:
 
 def _status(entry: mounts.MountEntry) -> MountStatus:
     holder = owner.read(entry.source)
+    if holder is not None and holder.mountpoint != entry.mountpoint:
+        holder = None  # of another mount: this one is a leftover, or read-only and without a lock
     alive = not mounts.is_dead(entry.mountpoint)
     return MountStatus(
         store_path=entry.source,
         mountpoint=entry.mountpoint,
         alive=alive,
-        pid=holder.pid if holder and holder.mountpoint == entry.mountpoint else None,
+        read_only=entry.read_only,
+        pid=holder.pid if holder else None,
+        since=_local_time(holder.since_s) if holder else None,
         free_bytes=_free_bytes(entry.mountpoint if alive else entry.source),
         recovery=_last_recovery(logs.path_for(entry.mountpoint)),
     )
+
+
+def _local_time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
 def _free_bytes(path: str) -> int | None:

@@ -7,6 +7,7 @@ database (`checkpoint`) from its own thread. A torn log ends, by its checksums, 
 
 import os
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -158,15 +159,14 @@ def connect(
     what is written: for a file that is thrown away if it fails.
     """
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-    name = path
-    if beside_owner:
+    if beside_owner or read_only:
         flags = apsw.SQLITE_OPEN_READONLY
-    elif read_only:
+    name = uri(path)
+    if read_only and not beside_owner:
         # immutable: no log, no locks, no -shm file: works on read-only media.
-        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-        name = "file:" + path.replace("%", "%25").replace("?", "%3f").replace("#", "%23") + "?immutable=1"
+        name += "?immutable=1"
     with translated(path):
-        db = apsw.Connection(name, flags=flags, statementcachesize=128)
+        db = apsw.Connection(name, flags=flags | apsw.SQLITE_OPEN_URI, statementcachesize=128)
         try:
             db.pragma("cipher", "aegis")
             db.pragma("key", "raw:" + key.hex())
@@ -193,6 +193,11 @@ def connect(
             db.close()
             raise
     return db
+
+
+def uri(path: str) -> str:
+    """The name of a database for SQLite: APSW takes text only, and a path may hold bytes that are none."""
+    return "file://" + urllib.parse.quote(os.path.abspath(os.fsencode(path)))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import apsw
 
-from pixstorefs.store.index_database import connect
+from pixstorefs.store.index_database import connect, uri
 
 PAGE_SIZE_BYTES = 4096
 _USABLE_BYTES = PAGE_SIZE_BYTES - 64  # the cipher's tag and nonce
@@ -128,7 +128,8 @@ class _Carrier:
 
 def _serialized(work: str, key: bytes) -> bytes:
     """All pages decrypted; from the first that does not open on, zeros."""
-    db = apsw.Connection(work, flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+    db = apsw.Connection(uri(work), flags=flags)
     try:
         db.pragma("cipher", "aegis")
         db.pragma("key", "raw:" + key.hex())

@@ -1,5 +1,6 @@
 """`pixstorefs status` on real mounts, live, recovered and dead."""
 
+import datetime
 import json
 import mmap
 import os
@@ -19,6 +20,9 @@ def test_status_of_a_mount(mounted: Mount) -> None:
     (status,) = json.loads(mounted.run("status", "--json", mounted.store).stdout)
     assert status["pid"] == mounted.pid
     assert status["recovery"] == []
+    assert (status["alive"], status["read_only"]) == (True, False)
+    taken = datetime.datetime.fromisoformat(status["since"])
+    assert taken.timestamp() == int((mounted.store / "lock").stat().st_mtime)
     assert abs(status["free_bytes"] - disk.f_bavail * disk.f_frsize) < 1 << 30
 
 
@@ -36,6 +40,8 @@ def test_status_tells_what_recovery_decided(mounted: Mount) -> None:
     assert "recovery: removed 1 objects of drafts" in mounted.run("status", mounted.store).stdout
     mounted.remount()
     assert "the store was consistent" in mounted.run("status", mounted.store).stdout
+    mounted.remount("--read-only")
+    assert ", read-only\n" in mounted.run("status", mounted.store).stdout
 
 
 def test_status_of_what_is_not_mounted(mounted: Mount) -> None:

@@ -1,0 +1,39 @@
+"""Becoming another user before anything is opened: a mount at boot that belongs to a person."""
+
+import os
+import pwd
+
+from pixstorefs.errors import InvalidInput
+
+# What tells programs where a user keeps his files. Root's would lead them astray.
+_OF_THE_CALLER = (
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_RUNTIME_DIR",
+    "XDG_STATE_HOME",
+)
+
+
+def become(name: str) -> None:
+    """Give up this process's user for the one of this name or number, groups and home included, for good.
+
+    Raises InvalidInput where there is no such user, or this one may not become him.
+    """
+    try:
+        user = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        raise InvalidInput(f"setuid={name}: there is no such user. Nothing was mounted.") from None
+    if os.getuid() == user.pw_uid:
+        return
+    try:
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+    except PermissionError:
+        raise InvalidInput(
+            f"setuid={name}: only root may mount for another user. Nothing was mounted."
+        ) from None
+    for variable in _OF_THE_CALLER:
+        os.environ.pop(variable, None)
+    os.environ |= {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}

@@ -1,0 +1,63 @@
+"""The options of mount(8), without a mount: what is understood, ignored, refused."""
+
+import click
+import pytest
+
+from pixstorefs.cli import duration
+from pixstorefs.cli.mount_options import MountOptions, parse
+
+
+def test_nothing_asked_for() -> None:
+    """What mount(8), systemd and desktops put into a line, and is none of our business."""
+    harmless = "rw,defaults,noauto,nofail,_netdev,user=anna,users,comment=mine,noatime"
+    assert parse([harmless, "x-systemd.automount,X-mount.mkdir", ""]) == MountOptions()
+
+
+def test_all_that_is_understood() -> None:
+    given = "ro,allow_other,durable_close,idle_unmount=15m,noexec,keyfile=/k,setuid=anna"
+    assert parse([given]) == MountOptions(
+        read_only=True,
+        allow_other=True,
+        durable_close=True,
+        idle_unmount_s=900.0,
+        flags=frozenset(["noexec"]),
+        keyfile="/k",
+        run_as="anna",
+    )
+
+
+def test_last_of_two_wins() -> None:
+    assert parse(["ro,idle_unmount=1h,exec", "noexec,idle_unmount=0,rw"]) == MountOptions(
+        flags=frozenset(["noexec"])
+    )
+
+
+def test_values_with_commas_stand_in_quotes() -> None:
+    """As in mount(8); a quote that is never closed, or stands within, is a character like any other."""
+    asked = parse(['keyfile="/a, b/c.key",ro,passphrase_file=/it\'s/"mine"'])
+    assert (asked.keyfile, asked.read_only, asked.passphrase_file) == ("/a, b/c.key", True, '/it\'s/"mine"')
+    assert parse(['keyfile="/a']).keyfile == '"/a'
+
+
+@pytest.mark.parametrize(
+    "option", ["uid=1000", "bogus", "nofail=1", "keyfile", "keyfile=", "sync", "remount"]
+)
+def test_what_cannot_be_done_is_named(option: str) -> None:
+    with pytest.raises(click.BadParameter, match=option):
+        parse([f"ro,{option},noexec"])
+    assert parse([f"ro,{option}"], sloppy=True) == MountOptions(read_only=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)]
+)
+def test_lengths_of_time(text: str, seconds: int) -> None:
+    assert duration.parse_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5 m", "-1", "1.5h", "5w", "\u0665m", "9999999s"])
+def test_lengths_of_time_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="90s, 15m or 2h"):
+        duration.parse_s(text)
+    with pytest.raises(click.BadParameter, match="idle_unmount"):
+        parse([f"idle_unmount={text or 'x'}"])
