@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as file modes allow.")
 @click.option("--durable-close", is_flag=True, help="Let close wait until the image survives power loss.")
+@click.option(
+    "--busy-poll",
+    "busy_poll_us",
+    type=click.IntRange(0, 10_000),
+    default=None,
+    metavar="MICROSECONDS",
+    help="Poll that long for the next request before sleeping (100; 0: never).",
+)
 @click.option("-o", "options", multiple=True, metavar="OPT[,OPT...]", help="Options of mount(8) and fstab.")
 @secret_options
 @click.pass_context
@@ -33,6 +41,7 @@ def mount_command(
     read_only: bool,
     allow_other: bool,
     durable_close: bool,
+    busy_poll_us: int | None,
     options: tuple[str, ...],
     passphrase_file: str | None,
     passphrase_command: str | None,
@@ -45,7 +54,7 @@ def mount_command(
     """
     from pixstorefs.daemon import linux
     from pixstorefs.daemon import mountpoint as mountpoints
-    from pixstorefs.daemon.plan import MountPlan
+    from pixstorefs.daemon.plan import DEFAULT_BUSY_POLL_S, MountPlan
 
     asked = mount_options.parse(options)
     choice = SecretChoice(
@@ -54,6 +63,8 @@ def mount_command(
     linux.protect_memory()
     path = os.path.realpath(store)
     read_only = read_only or asked.read_only
+    if busy_poll_us is None:
+        busy_poll_us = asked.busy_poll_us
     mountpoints.require_fuse()
     real = mountpoints.check(mountpoint, path)
     secret = _secret(choice, path, read_only=read_only)
@@ -66,6 +77,7 @@ def mount_command(
         read_only=read_only,
         allow_other=allow_other or asked.allow_other,
         durable_close=durable_close or asked.durable_close,
+        busy_poll_s=DEFAULT_BUSY_POLL_S if busy_poll_us is None else busy_poll_us / 1e6,
         flags=asked.flags,
     )
     debug = bool(context.parent and context.parent.params["debug"])

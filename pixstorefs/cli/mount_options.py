@@ -44,6 +44,7 @@ class MountOptions:
     read_only: bool = False
     allow_other: bool = False
     durable_close: bool = False
+    busy_poll_us: int | None = None
     flags: frozenset[str] = frozenset()
     passphrase_file: str | None = None
     keyfile: str | None = None
@@ -64,6 +65,8 @@ def parse(values: Iterable[str]) -> MountOptions:
             result.allow_other = True
         elif option == "durable_close":
             result.durable_close = True
+        elif name == "busy_poll" and value.isdecimal():
+            result.busy_poll_us = int(value)
         elif option in _FLAGS:
             flags.pop(_FLAGS[option], None)
             flags[option] = None

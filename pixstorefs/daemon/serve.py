@@ -19,6 +19,7 @@ from pixstorefs.daemon.process import EXIT_UNEXPECTED, Announce
 from pixstorefs.daemon.signals import StopRequest
 from pixstorefs.errors import PixstoreError, StoreInUse
 from pixstorefs.fs.operations import Operations
+from pixstorefs.fs.operations_polling import Turns, poll_for_requests
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store import Store, open_unlocked
 
@@ -44,8 +45,10 @@ def serve(plan: MountPlan, secret: Secret, announce: Announce) -> int:
     stop = StopRequest()
     stop.install()
     store = _open_store(plan, secret)
+    turns = Turns()
+    poll_for_requests(turns, plan.busy_poll_s)
     operations = Operations(
-        store, read_only=plan.read_only, allow_other=plan.allow_other, durable_close=plan.durable_close
+        store, turns, read_only=plan.read_only, allow_other=plan.allow_other, durable_close=plan.durable_close
     )
     try:
         chosen = session.options(

@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 from pixstorefs.errors import CorruptImage
 from pixstorefs.fs import attributes
-from pixstorefs.fs.open_image import OpenImage, PendingName
+from pixstorefs.fs.open_image import OpenImage, PendingName, ReadBuffer
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.objects import Content, ObjectReader
@@ -25,6 +25,7 @@ class Files:
     def __init__(self, store: Store, pending: PendingNames) -> None:
         self._store = store
         self._pending = pending
+        self._buffer = ReadBuffer()
         self._images: dict[int, OpenImage] = {}
         self._handles: dict[int, OpenImage] = {}
         self._next_handle = 1
@@ -107,7 +108,7 @@ class Files:
 
     def create(self, inode: Inode, pending: PendingName) -> tuple[int, OpenImage]:
         """A handle of a new, pending file."""
-        image = OpenImage(self._store, inode, pending)
+        image = OpenImage(self._store, self._buffer, inode, pending)
         self._images[inode.ino] = image
         return self._new_handle(image), image
 
@@ -121,7 +122,7 @@ class Files:
             inode = self.inode(ino)
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL, "not a file")
-            image = OpenImage(self._store, inode)
+            image = OpenImage(self._store, self._buffer, inode)
             if inode.nlink == 0:
                 self._keep_reading(image)
             self._images[ino] = image

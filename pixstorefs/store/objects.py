@@ -215,6 +215,13 @@ class ObjectReader:
             return
         self._open_slot(slot, index, out, nowait=nowait)
 
+    def read_ahead(self, index: int, count: int) -> None:
+        """Have the disk read the ciphertext of some segments while others are worked on."""
+        slot = slot_of(self.runs, index)
+        if slot >= 0 and self._fd >= 0:
+            size_bytes = count * SEALED_SEGMENT_SIZE_BYTES
+            os.posix_fadvise(self._fd, _offset(slot), size_bytes, os.POSIX_FADV_WILLNEED)
+
     def warm(self, index: int, count: int) -> None:
         """Bring the ciphertext of some segments into the page cache. Safe to call from another thread."""
         slot = slot_of(self.runs, index)
