@@ -31,7 +31,7 @@ class PendingName:
 
 
 class ReadBuffer:
-    """One buffer for the answers to all reads: fresh memory costs more than the cipher (page faults, measured)."""
+    """One buffer for the answers to all reads: the page faults of a fresh one cost more than the cipher."""
 
     def __init__(self) -> None:
         self._memory = memoryview(bytearray(2 * SEGMENT_SIZE_BYTES))
