@@ -142,7 +142,7 @@ class Mount:
     @property
     def is_mounted(self) -> bool:
         """Whether something is mounted, alive or dead."""
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
         return any(line.split(" ")[4] == str(self.mountpoint) for line in mounts)
 
     @property
