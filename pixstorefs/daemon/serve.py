@@ -46,7 +46,6 @@ def serve(plan: MountPlan, secret: Secret, announce: Announce) -> int:
     stop.install()
     store = _open_store(plan, secret)
     turns = Turns()
-    poll_for_requests(turns, plan.busy_poll_s)
     operations = Operations(
         store, turns, read_only=plan.read_only, allow_other=plan.allow_other, durable_close=plan.durable_close
     )
@@ -54,7 +53,8 @@ def serve(plan: MountPlan, secret: Secret, announce: Announce) -> int:
         chosen = session.options(
             plan.store_path, read_only=plan.read_only, allow_other=plan.allow_other, flags=plan.flags
         )
-        session.start(operations, plan.mountpoint, chosen)
+        handshake = session.start(operations, plan.mountpoint, chosen)
+        poll_for_requests(turns, plan.busy_poll_s, handshake.finish)
     except BaseException:
         store.close()
         raise

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pyfuse3
 
 from pixstorefs.daemon import linux, mounts
+from pixstorefs.daemon.handshake import Handshake, fuse_descriptors
 from pixstorefs.errors import FuseUnavailable
 
 # How long the kernel may take to hand over pages it has begun to write back.
@@ -48,14 +49,20 @@ def options(store_path: str, *, read_only: bool, allow_other: bool, flags: froze
     return chosen
 
 
-def start(operations: pyfuse3.Operations, mountpoint: str, chosen: set[str]) -> None:
-    """Mount. Raises FuseUnavailable with what libfuse or the helper said."""
+def start(operations: pyfuse3.Operations, mountpoint: str, chosen: set[str]) -> Handshake:
+    """Mount; returns the exchange that has to be finished when the first request was answered.
+
+    Raises FuseUnavailable with what libfuse or the helper said.
+    """
+    others = fuse_descriptors()
     with _captured_stderr() as words:
         try:
             pyfuse3.init(operations, mountpoint, chosen)
         except RuntimeError as error:
             reason = words() or str(error)
             raise FuseUnavailable(f"{mountpoint} could not be mounted: {reason}{_advice(reason)}") from error
+    (device,) = fuse_descriptors() - others
+    return Handshake(device)
 
 
 def write_back(mountpoint: str) -> None:

@@ -18,6 +18,8 @@ from pixstorefs.store.store import NewName, Store
 
 log = logging.getLogger(__name__)
 
+CAPABILITY = b"security.capability"
+
 
 class Files:
     """All open images of a mount, by inode number and by handle."""
@@ -207,13 +209,16 @@ class Files:
     # Content. Its times are the kernel's: with the write-back cache on it keeps them itself and sends what
     # changed before every flush. Ours would be some milliseconds later, and show only after a remount.
 
-    def write(self, image: OpenImage, offset: int, data: bytes) -> None:
-        """Write into the draft. After a failure the image is `failed`: it is never saved incomplete."""
+    def write(self, image: OpenImage, offset: int, data: bytes) -> bool:
+        """Write into the draft; whether that dropped set-id bits, which the kernel does not know yet.
+
+        After a failure the image is `failed`: it is never saved incomplete.
+        """
         if image.failure is not None:
             raise OSError(image.failure, os.strerror(image.failure))
         draft = image.begin_draft()
         draft.write(offset, data)
-        attributes.clear_set_id(image.inode)
+        return self._drop_privileges(image)
 
     def fail(self, image: OpenImage, number: int) -> None:
         """A write could not be done: what the kernel cached of it is lost, so the draft must not be saved."""
@@ -225,7 +230,21 @@ class Files:
             image.begin_draft(empty=True)
         elif size_bytes != image.size_bytes or image.draft is not None:
             image.begin_draft().truncate(size_bytes)
-        attributes.clear_set_id(image.inode)
+        self._drop_privileges(image)
+
+    def _drop_privileges(self, image: OpenImage) -> bool:
+        """What somebody writes is not what was trusted with privileges. The kernel leaves that to us.
+
+        Whoever writes: that root may keep the bits is lost on us, for pyfuse3 does not tell who it is.
+        """
+        if image.may_have_capability:
+            unsaved = self.unsaved_xattrs(image.inode.ino)
+            if unsaved is not None:
+                unsaved.pop(CAPABILITY, None)
+            elif self._store.xattr(image.inode.ino, CAPABILITY) is not None:
+                self._store.delete_xattr(image.inode.ino, CAPABILITY, image.inode.ctime_ns)
+            image.may_have_capability = False
+        return attributes.clear_set_id(image.inode)
 
     def save(self, image: OpenImage) -> Generator[None, None, None]:
         """Save the draft, if there is anything to save: seal the object, one transaction.

@@ -58,6 +58,7 @@ class OpenImage:
         "gone",
         "handles",
         "inode",
+        "may_have_capability",
         "pending",
         "saving",
     )
@@ -71,6 +72,8 @@ class OpenImage:
         self.dirty = pending is not None
         self.failure: int | None = None
         self.gone = False
+        # Until somebody has looked: a capability (capabilities(7)) among the extended attributes.
+        self.may_have_capability = True
         self.handles = 0
         # Set by the adapter while a long save pauses; whoever changes the content waits for it.
         self.saving: object | None = None

@@ -287,7 +287,8 @@ class Operations(pyfuse3.Operations):
         image = self._files.of_handle(fh)
         await self._saving.settled(image)
         try:
-            await self._saving.with_room(lambda: self._files.write(image, off, buf))
+            if await self._saving.with_room(lambda: self._files.write(image, off, buf)):
+                pyfuse3.invalidate_inode(image.inode.ino, attr_only=True)
         except (OSError, PixstoreError) as error:
             if getattr(error, "errno", None) != errno.EFBIG:
                 self._files.fail(image, error.errno or errno.EIO)

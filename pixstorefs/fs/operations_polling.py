@@ -45,9 +45,12 @@ class Turns:
             return await trio.to_thread.run_sync(lambda: work(*args, **kwargs))
 
 
-def poll_for_requests(turns: Turns, busy_poll_s: float) -> None:
-    """Have pyfuse3 wait for requests through us; `busy_poll_s`: how long it polls, 0 for not at all."""
-    setattr(pyfuse3, "trio", _Trio(turns, busy_poll_s))  # noqa: B010  its stubs do not tell of the door
+def poll_for_requests(turns: Turns, busy_poll_s: float, after_first: Callable[[], None]) -> None:
+    """Have pyfuse3 wait for requests through us; `busy_poll_s`: how long it polls, 0 for not at all.
+
+    `after_first` is called when the first request, the kernel's offer, has been answered.
+    """
+    setattr(pyfuse3, "trio", _Trio(turns, busy_poll_s, after_first))  # noqa: B010  its stubs do not tell of the door
 
 
 class _ReadLock:
@@ -82,16 +85,22 @@ class _Lowlevel:
     current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
     notify_closing = staticmethod(trio.lowlevel.notify_closing)
 
-    def __init__(self, turns: Turns, busy_poll_s: float) -> None:
+    def __init__(self, turns: Turns, busy_poll_s: float, after_first: Callable[[], None]) -> None:
         self._turns = turns
         self._busy_poll_s = busy_poll_s
         self._turn_ends_s = 0.0
         self._comes_soon = True
+        self._after_first: Callable[[], None] | None = after_first
+        self._first_came = False
         self._poll = select.poll()
         self._registered = -1
 
     async def wait_readable(self, fd: int) -> None:
         """Return when a request can be read."""
+        if self._after_first is not None and self._first_came:
+            self._after_first()
+            self._after_first = None
+        self._first_came = True
         if fd != self._registered:
             self._poll.register(fd, select.POLLIN)
             self._registered = fd
@@ -129,5 +138,5 @@ class _Trio:
     ClosedResourceError = trio.ClosedResourceError
     open_nursery: Any = staticmethod(trio.open_nursery)
 
-    def __init__(self, turns: Turns, busy_poll_s: float) -> None:
-        self.lowlevel = _Lowlevel(turns, busy_poll_s)
+    def __init__(self, turns: Turns, busy_poll_s: float, after_first: Callable[[], None]) -> None:
+        self.lowlevel = _Lowlevel(turns, busy_poll_s, after_first)
