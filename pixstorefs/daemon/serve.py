@@ -117,6 +117,7 @@ async def _serve_until_end(plan: MountPlan, stop: StopRequest, announce: Announc
         # The first request is our own: when it is answered, so will be everybody's. From a thread, because
         # this loop has to answer it.
         await trio.to_thread.run_sync(os.stat, plan.mountpoint, abandon_on_cancel=True)
+        session.raise_read_ahead(plan.mountpoint)
         for line in report:
             log.warning("recovery: %s", line)
         mode = "read-only " if plan.read_only else ""
