@@ -90,12 +90,13 @@ class Operations(pyfuse3.Operations):
         self._files = Files(store, pending)
         self._turns = turns
         self._saving = Saving(store, self._files, turns)
-        self._reading = Reading(turns)
+        self._reading = Reading(store, turns)
         self._names = Namespace(store, self._files, pending, now_ns)
         self._xattrs = Xattrs(store, self._files, now_ns)
 
     def close(self) -> None:
         """Save every draft that is left, after the kernel has gone."""
+        self._reading.close()
         self._saving.save_all()
         if not self._read_only:
             self._names.write_directory_times()

@@ -368,14 +368,18 @@ class ObjectDirectory:
             else:
                 self._unlinked_in.add(version_id // OBJECTS_PER_FOLDER)
 
-    def read_ahead(self, version_id: int, limit_bytes: int) -> None:
-        """Have the disk read the front of an object, anew, while others are worked on. Never fails."""
+    def read_ahead(self, version_id: int, limit_bytes: int, *, anew: bool = False) -> None:
+        """Have the disk read the front of an object while others are worked on. Never fails.
+
+        `anew`: also what the page cache has already. May be called from any thread.
+        """
         try:
             fd = self.open_file(version_id)
         except OSError:
             return  # whoever reads it will find out
         try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            if anew:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             os.posix_fadvise(fd, 0, limit_bytes, os.POSIX_FADV_WILLNEED)
         except OSError:
             pass
