@@ -7,7 +7,7 @@ import click
 
 from pixstorefs.cli import console, duration, mount_options
 from pixstorefs.cli.init import create, refuse_foreign
-from pixstorefs.cli.mount_options import MountOptions
+from pixstorefs.cli.mount_options import MOST_BUSY_POLL_US, MountOptions
 from pixstorefs.cli.secrets_options import NewSecret, SecretChoice, secret_for_store, secret_options
 from pixstorefs.errors import FuseUnavailable, NotAStore
 
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     help="Unmount after that long without use, as 90s, 15m or 2h; 0 is never.",
 )
 @click.option("--no-create", is_flag=True, help="Refuse a missing store: its disk may not be there.")
+@click.option(
+    "--busy-poll",
+    "busy_poll_us",
+    type=click.IntRange(0, MOST_BUSY_POLL_US),
+    metavar="MICROSECONDS",
+    help="Poll that long for the next request before sleeping (100); 0 is never.",
+)
 @click.option("-o", "options", multiple=True, metavar="OPT[,OPT...]", help="Options of mount(8) and fstab.")
 @secret_options
 @click.pass_context
@@ -43,6 +50,7 @@ def mount_command(
     durable_close: bool,
     idle_unmount: float | None,
     no_create: bool,
+    busy_poll_us: int | None,
     options: tuple[str, ...],
     passphrase_file: str | None,
     passphrase_command: str | None,
@@ -59,6 +67,8 @@ def mount_command(
     asked.durable_close |= durable_close
     if idle_unmount is not None:
         asked.idle_unmount_s = idle_unmount
+    if busy_poll_us is not None:
+        asked.busy_poll_us = busy_poll_us
     choice = SecretChoice(
         passphrase_file or asked.passphrase_file, passphrase_command, keyfile or asked.keyfile
     )
@@ -101,6 +111,7 @@ def mount(
         allow_other=asked.allow_other,
         durable_close=asked.durable_close,
         idle_unmount_s=asked.idle_unmount_s,
+        busy_poll_s=asked.busy_poll_us / 1e6,
         flags=asked.flags,
     )
     try:

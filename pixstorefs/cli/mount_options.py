@@ -41,6 +41,10 @@ _IGNORED = frozenset(
 # Of those, what may have a value: mount(8) says who it is that mounts a line with `user`.
 _IGNORED_WITH_VALUE = frozenset(("comment", "user"))
 
+# Longer than a program takes between two calls (10 to 60 us for cp and rsync), short beside a time slice.
+DEFAULT_BUSY_POLL_US = 100
+MOST_BUSY_POLL_US = 10_000
+
 # A value in double quotes may hold commas, as mount(8) has it.
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
@@ -53,6 +57,7 @@ class MountOptions:
     allow_other: bool = False
     durable_close: bool = False
     idle_unmount_s: float = 0.0
+    busy_poll_us: int = DEFAULT_BUSY_POLL_US
     flags: frozenset[str] = frozenset()
     passphrase_file: str | None = None
     keyfile: str | None = None
@@ -107,6 +112,10 @@ def _take_value(result: MountOptions, name: str, value: str) -> bool:
         result.keyfile = value
     elif name == "setuid":  # so called by mount.fuse3, which takes it away before it calls us
         result.run_as = value
+    elif name == "busy_poll":
+        if not (value.isdecimal() and int(value) <= MOST_BUSY_POLL_US):
+            raise click.BadParameter(f"busy_poll: 0 to {MOST_BUSY_POLL_US} microseconds", param_hint="-o")
+        result.busy_poll_us = int(value)
     elif name == "idle_unmount":
         try:
             result.idle_unmount_s = duration.parse_s(value)

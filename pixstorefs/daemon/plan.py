@@ -9,6 +9,7 @@ class MountPlan:
 
     `durable_close`: close(2) returns when what it saved survives power loss.
     `idle_unmount_s`: unmount after that long without use; 0 for never.
+    `busy_poll_s`: how long the daemon polls for the next request before it sleeps; 0 for not at all.
     `flags` are mount options passed on to libfuse as they are (noexec, dev, ...).
     """
 
@@ -18,4 +19,5 @@ class MountPlan:
     allow_other: bool = False
     durable_close: bool = False
     idle_unmount_s: float = 0.0
+    busy_poll_s: float = 0.0
     flags: frozenset[str] = frozenset()

@@ -20,6 +20,7 @@ from pixstorefs.daemon.process import EXIT_UNEXPECTED, Starter
 from pixstorefs.daemon.signals import StopRequest
 from pixstorefs.errors import PixstoreError, StoreInUse
 from pixstorefs.fs.operations import Operations
+from pixstorefs.fs.operations_polling import Turns, poll_for_requests
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store import Store, open_unlocked
 
@@ -45,15 +46,18 @@ def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
     stop = StopRequest()
     stop.install()
     store = _open_store(plan, secret)
+    turns = Turns()
     operations = Operations(
-        store, read_only=plan.read_only, allow_other=plan.allow_other, durable_close=plan.durable_close
+        store, turns, read_only=plan.read_only, allow_other=plan.allow_other, durable_close=plan.durable_close
     )
     idle = IdleWatch(plan.idle_unmount_s) if plan.idle_unmount_s else None
     try:
         chosen = session.options(
             plan.store_path, read_only=plan.read_only, allow_other=plan.allow_other, flags=plan.flags
         )
-        session.start(idle.watching(operations) if idle else operations, plan.mountpoint, chosen)
+        watched = idle.watching(operations) if idle else operations
+        handshake = session.start(watched, plan.mountpoint, chosen)
+        poll_for_requests(turns, plan.busy_poll_s, handshake.finish)
     except BaseException:
         store.close()
         raise
@@ -119,6 +123,7 @@ async def _serve_until_end(
         # The first request is our own: when it is answered, so will be everybody's. From a thread, because
         # this loop has to answer it.
         await trio.to_thread.run_sync(os.stat, plan.mountpoint, abandon_on_cancel=True)
+        session.raise_read_ahead(plan.mountpoint)
         for line in report:
             log.warning("recovery: %s", line)
         mode = "read-only " if plan.read_only else ""

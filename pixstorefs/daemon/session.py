@@ -1,5 +1,6 @@
 """The FUSE session: its options, its start with the kernel's own words when refused, its last sync."""
 
+import logging
 import os
 import tempfile
 import time
@@ -9,13 +10,17 @@ from contextlib import contextmanager
 import pyfuse3
 
 from pixstorefs.daemon import linux, mounts
+from pixstorefs.daemon.handshake import Handshake, fuse_descriptors
 from pixstorefs.errors import FuseUnavailable
 
+_READ_AHEAD_KIB = 1024
 # How long the kernel may take to hand over pages it has begun to write back.
 _DRAIN_TIMEOUT_S = 30.0
 _DRAIN_POLL_S = 0.02
 # Where the kernel's own counter cannot be read: long enough for a queue of any size we saw in tests.
 _DRAIN_BLIND_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class _Option(str):
@@ -48,14 +53,32 @@ def options(store_path: str, *, read_only: bool, allow_other: bool, flags: froze
     return chosen
 
 
-def start(operations: pyfuse3.Operations, mountpoint: str, chosen: set[str]) -> None:
-    """Mount. Raises FuseUnavailable with what libfuse or the helper said."""
+def start(operations: pyfuse3.Operations, mountpoint: str, chosen: set[str]) -> Handshake:
+    """Mount; returns the exchange that has to be finished when the first request was answered.
+
+    Raises FuseUnavailable with what libfuse or the helper said.
+    """
+    others = fuse_descriptors()
     with _captured_stderr() as words:
         try:
             pyfuse3.init(operations, mountpoint, chosen)
         except RuntimeError as error:
             reason = words() or str(error)
             raise FuseUnavailable(f"{mountpoint} could not be mounted: {reason}{_advice(reason)}") from error
+    (device,) = fuse_descriptors() - others
+    return Handshake(device)
+
+
+def raise_read_ahead(mountpoint: str) -> None:
+    """Let the kernel ask for a megabyte ahead, instead of the 128 KiB it starts with. Only root may."""
+    entry = mounts.find(mountpoint)
+    if entry is None:
+        return
+    try:
+        with open(f"/sys/class/bdi/{entry.device}/read_ahead_kb", "w", encoding="ascii") as setting:
+            setting.write(str(_READ_AHEAD_KIB))
+    except OSError as error:
+        log.debug("read-ahead stays as it is: %s", error)
 
 
 def write_back(mountpoint: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 from pixstorefs.errors import CorruptImage
 from pixstorefs.fs import attributes
-from pixstorefs.fs.open_image import OpenImage, PendingName
+from pixstorefs.fs.open_image import OpenImage, PendingName, ReadBuffer
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.objects import Content, ObjectReader
@@ -18,6 +18,8 @@ from pixstorefs.store.store import NewName, Store
 
 log = logging.getLogger(__name__)
 
+CAPABILITY = b"security.capability"
+
 
 class Files:
     """All open images of a mount, by inode number and by handle."""
@@ -25,6 +27,7 @@ class Files:
     def __init__(self, store: Store, pending: PendingNames) -> None:
         self._store = store
         self._pending = pending
+        self._buffer = ReadBuffer()
         self._images: dict[int, OpenImage] = {}
         self._handles: dict[int, OpenImage] = {}
         self._next_handle = 1
@@ -107,7 +110,7 @@ class Files:
 
     def create(self, inode: Inode, pending: PendingName) -> tuple[int, OpenImage]:
         """A handle of a new, pending file."""
-        image = OpenImage(self._store, inode, pending)
+        image = OpenImage(self._store, self._buffer, inode, pending)
         self._images[inode.ino] = image
         return self._new_handle(image), image
 
@@ -121,7 +124,7 @@ class Files:
             inode = self.inode(ino)
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL, "not a file")
-            image = OpenImage(self._store, inode)
+            image = OpenImage(self._store, self._buffer, inode)
             if inode.nlink == 0:
                 self._keep_reading(image)
             self._images[ino] = image
@@ -206,13 +209,16 @@ class Files:
     # Content. Its times are the kernel's: with the write-back cache on it keeps them itself and sends what
     # changed before every flush. Ours would be some milliseconds later, and show only after a remount.
 
-    def write(self, image: OpenImage, offset: int, data: bytes) -> None:
-        """Write into the draft. After a failure the image is `failed`: it is never saved incomplete."""
+    def write(self, image: OpenImage, offset: int, data: bytes) -> bool:
+        """Write into the draft; whether that dropped set-id bits, which the kernel does not know yet.
+
+        After a failure the image is `failed`: it is never saved incomplete.
+        """
         if image.failure is not None:
             raise OSError(image.failure, os.strerror(image.failure))
         draft = image.begin_draft()
         draft.write(offset, data)
-        attributes.clear_set_id(image.inode)
+        return self._drop_privileges(image)
 
     def fail(self, image: OpenImage, number: int) -> None:
         """A write could not be done: what the kernel cached of it is lost, so the draft must not be saved."""
@@ -224,7 +230,21 @@ class Files:
             image.begin_draft(empty=True)
         elif size_bytes != image.size_bytes or image.draft is not None:
             image.begin_draft().truncate(size_bytes)
-        attributes.clear_set_id(image.inode)
+        self._drop_privileges(image)
+
+    def _drop_privileges(self, image: OpenImage) -> bool:
+        """What somebody writes is not what was trusted with privileges. The kernel leaves that to us.
+
+        Whoever writes: that root may keep the bits is lost on us, for pyfuse3 does not tell who it is.
+        """
+        if image.may_have_capability:
+            unsaved = self.unsaved_xattrs(image.inode.ino)
+            if unsaved is not None:
+                unsaved.pop(CAPABILITY, None)
+            elif self._store.xattr(image.inode.ino, CAPABILITY) is not None:
+                self._store.delete_xattr(image.inode.ino, CAPABILITY, image.inode.ctime_ns)
+            image.may_have_capability = False
+        return attributes.clear_set_id(image.inode)
 
     def save(self, image: OpenImage) -> Generator[None, None, None]:
         """Save the draft, if there is anything to save: seal the object, one transaction.

@@ -30,10 +30,24 @@ class PendingName:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
 
+class ReadBuffer:
+    """One buffer for the answers to all reads: the page faults of a fresh one cost more than the cipher."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(bytearray(2 * SEGMENT_SIZE_BYTES))
+
+    def at_least(self, size_bytes: int) -> memoryview:
+        """The buffer, grown to `size_bytes` if need be. The kernel asks for 1 MiB at most."""
+        if len(self._memory) < size_bytes:
+            self._memory = memoryview(bytearray(size_bytes))
+        return self._memory
+
+
 class OpenImage:
     """The state of one open regular file. `inode` holds its attributes; its size is the saved one."""
 
     __slots__ = (
+        "_buffer",
         "_held",
         "_held_index",
         "_reader",
@@ -44,21 +58,27 @@ class OpenImage:
         "gone",
         "handles",
         "inode",
+        "may_have_capability",
         "pending",
         "saving",
     )
 
-    def __init__(self, store: Store, inode: Inode, pending: PendingName | None = None) -> None:
+    def __init__(
+        self, store: Store, buffer: ReadBuffer, inode: Inode, pending: PendingName | None = None
+    ) -> None:
         self.inode = inode
         self.pending = pending
         self.draft: Draft | None = None
         self.dirty = pending is not None
         self.failure: int | None = None
         self.gone = False
+        # Until somebody has looked: a capability (capabilities(7)) among the extended attributes.
+        self.may_have_capability = True
         self.handles = 0
         # Set by the adapter while a long save pauses; whoever changes the content waits for it.
         self.saving: object | None = None
         self._store = store
+        self._buffer = buffer
         self._reader: ObjectReader | None = None
         self._held: memoryview | None = None
         self._held_index = -1
@@ -89,34 +109,42 @@ class OpenImage:
             self.reader().open()
 
     def read(self, offset: int, size_bytes: int, *, nowait: bool) -> memoryview:
-        """Up to `size_bytes` from `offset`; the result is valid until the next read of this image.
+        """Up to `size_bytes` from `offset`; the result is valid until the next read of any image.
 
         Raises CorruptImage, OSError; BlockingIOError with `nowait` where the disk would be waited for.
         """
-        size_bytes = max(0, min(size_bytes, self.size_bytes - offset))
+        to_end_bytes = max(0, self.size_bytes - offset)
+        size_bytes = min(size_bytes, to_end_bytes)
         if self.draft is not None:
-            out = memoryview(bytearray(size_bytes))
+            out = self._buffer.at_least(size_bytes)[:size_bytes]
             self.draft.read_into(offset, out)
             return out
         index, within = divmod(offset, SEGMENT_SIZE_BYTES)
-        if 0 < size_bytes <= SEGMENT_SIZE_BYTES - within:
-            return self._segment(index, nowait=nowait)[within : within + size_bytes]
-        out = memoryview(bytearray(size_bytes))
+        out = self._buffer.at_least(size_bytes + SEGMENT_SIZE_BYTES)
         filled = 0
         while filled < size_bytes:
-            part = self._segment(index, nowait=nowait)[within : within + size_bytes - filled]
-            out[filled : filled + len(part)] = part
-            filled += len(part)
+            part_bytes = min(SEGMENT_SIZE_BYTES - within, size_bytes - filled)
+            if within == 0 and (part_bytes == SEGMENT_SIZE_BYTES or filled + part_bytes == to_end_bytes):
+                # Read to its end, a segment will hardly be asked for again.
+                self.reader().read_segment(index, out[filled : filled + SEGMENT_SIZE_BYTES], nowait=nowait)
+            else:
+                segment = self._segment(index, nowait=nowait)
+                out[filled : filled + part_bytes] = segment[within : within + part_bytes]
+            filled += part_bytes
             index, within = index + 1, 0
-        return out
+        return out[:size_bytes]
+
+    def read_ahead(self, offset: int, size_bytes: int) -> None:
+        """Have the disk read what `read` raised BlockingIOError for, and as much again behind it."""
+        if self._reader is not None:
+            first, count = _segments(offset, 2 * size_bytes)
+            self._reader.read_ahead(first, count)
 
     def warm(self, offset: int, size_bytes: int) -> None:
-        """Bring ciphertext into the page cache: for another thread, after `read` raised BlockingIOError."""
-        first = offset // SEGMENT_SIZE_BYTES
-        last = (offset + size_bytes - 1) // SEGMENT_SIZE_BYTES
+        """Bring it into the page cache, however long that takes: for another thread."""
         reader = self._reader
         if reader is not None:
-            reader.warm(first, last - first + 1)
+            reader.warm(*_segments(offset, size_bytes))
 
     def begin_draft(self, *, empty: bool = False) -> Draft:
         """The draft, started from the saved version, or from nothing where `empty`."""
@@ -162,3 +190,9 @@ class OpenImage:
             self.reader().read_segment(index, self._held, nowait=nowait)
             self._held_index = index
         return self._held
+
+
+def _segments(offset: int, size_bytes: int) -> tuple[int, int]:
+    """The first segment that a range touches, and how many."""
+    first = offset // SEGMENT_SIZE_BYTES
+    return first, -(-(offset + size_bytes) // SEGMENT_SIZE_BYTES) - first

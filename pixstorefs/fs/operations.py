@@ -16,13 +16,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.fs.attributes import Changes, blocks
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.namespace import NAME_LIMIT_BYTES, Namespace
+from pixstorefs.fs.operations_polling import Turns
+from pixstorefs.fs.operations_reading import Reading
 from pixstorefs.fs.operations_saving import Saving
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.fs.xattrs import Xattrs
@@ -73,6 +74,7 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self,
         store: Store,
+        turns: Turns,
         *,
         read_only: bool,
         allow_other: bool,
@@ -86,12 +88,15 @@ class Operations(pyfuse3.Operations):
         self._durable_close = durable_close
         pending = PendingNames()
         self._files = Files(store, pending)
-        self._saving = Saving(store, self._files)
+        self._turns = turns
+        self._saving = Saving(store, self._files, turns)
+        self._reading = Reading(store, turns)
         self._names = Namespace(store, self._files, pending, now_ns)
         self._xattrs = Xattrs(store, self._files, now_ns)
 
     def close(self) -> None:
         """Save every draft that is left, after the kernel has gone."""
+        self._reading.close()
         self._saving.save_all()
         if not self._read_only:
             self._names.write_directory_times()
@@ -273,10 +278,7 @@ class Operations(pyfuse3.Operations):
         image = self._files.of_handle(fh)
         try:
             # pyfuse3 takes any buffer, and takes it before the next request is read.
-            return image.read(off, size, nowait=True)  # type: ignore[return-value]
-        except BlockingIOError:
-            await trio.to_thread.run_sync(image.warm, off, size)
-            return image.read(off, size, nowait=False)  # type: ignore[return-value]
+            return await self._reading.read(image, off, size)  # type: ignore[return-value]
         except (PixstoreError, OSError) as error:
             log.error("%s cannot be read: %s", self._saving.path(image), error)
             raise FUSEError(getattr(error, "errno", None) or errno.EIO) from None
@@ -286,7 +288,8 @@ class Operations(pyfuse3.Operations):
         image = self._files.of_handle(fh)
         await self._saving.settled(image)
         try:
-            await self._saving.with_room(lambda: self._files.write(image, off, buf))
+            if await self._saving.with_room(lambda: self._files.write(image, off, buf)):
+                pyfuse3.invalidate_inode(image.inode.ino, attr_only=True)
         except (OSError, PixstoreError) as error:
             if getattr(error, "errno", None) != errno.EFBIG:
                 self._files.fail(image, error.errno or errno.EIO)
@@ -299,18 +302,18 @@ class Operations(pyfuse3.Operations):
         if image.dirty:
             await self._saving.save(image)
             if self._durable_close:
-                await trio.to_thread.run_sync(self._store.sync)
+                await self._turns.in_thread(self._store.sync)
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         image = self._files.of_handle(fh)
         if image.dirty:
             await self._saving.save(image)
-        await trio.to_thread.run_sync(self._store.sync)
+        await self._turns.in_thread(self._store.sync)
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await trio.to_thread.run_sync(self._store.sync)
+        await self._turns.in_thread(self._store.sync)
 
     @_answered
     async def release(self, fh: int) -> None:

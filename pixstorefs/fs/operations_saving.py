@@ -11,6 +11,7 @@ import trio
 from pixstorefs.errors import PixstoreError
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.open_image import OpenImage
+from pixstorefs.fs.operations_polling import Turns
 from pixstorefs.store.records import Entry
 from pixstorefs.store.store import Store
 
@@ -22,9 +23,10 @@ R = TypeVar("R")
 class Saving:
     """Saves open images without keeping the event loop from others."""
 
-    def __init__(self, store: Store, files: Files) -> None:
+    def __init__(self, store: Store, files: Files, turns: Turns) -> None:
         self._store = store
         self._files = files
+        self._turns = turns
 
     def save_all(self) -> None:
         """Save every draft that is left, after the kernel has gone, and close the images."""
@@ -50,7 +52,7 @@ class Saving:
         names = self._names_of(image) if image.to_save else []
         if self._files.close(image):
             # From a thread: it may wait for requests of ours.
-            await trio.to_thread.run_sync(_make_kernel_forget, image.inode.ino, names)
+            await self._turns.in_thread(_make_kernel_forget, image.inode.ino, names)
 
     def _names_of(self, image: OpenImage) -> list[Entry]:
         return self._store.names(image.inode.ino) if image.pending is None else [image.pending.entry]
@@ -66,7 +68,8 @@ class Saving:
         try:
             for _ in steps:
                 image.saving = done
-                await trio.lowlevel.checkpoint()
+                with self._turns.needed():
+                    await trio.lowlevel.checkpoint()
         finally:
             image.saving = None
             done.set()
@@ -102,7 +105,7 @@ class Saving:
         except (OSError, PixstoreError) as error:
             if error.errno != errno.ENOSPC:
                 raise
-        await trio.to_thread.run_sync(self._store.make_room)
+        await self._turns.in_thread(self._store.make_room)
         return change()
 
     def path(self, image: OpenImage) -> str:

@@ -60,6 +60,9 @@ class Xattrs:
         if len(value) > VALUE_LIMIT_BYTES:
             raise _error(errno.E2BIG)
         unsaved = self._files.unsaved_xattrs(ino)
+        image = self._files.image(ino)
+        if image is not None:
+            image.may_have_capability = True
         changed_ns = self._touched(ino)
         if unsaved is None:
             self._store.put_xattr(ino, name, value, changed_ns)

@@ -197,7 +197,7 @@ class Check:
         window_bytes = 0
         for stored in images:
             if stored.version.runs:
-                self._view.objects.read_ahead(stored.version.version_id, _AHEAD_BYTES)
+                self._view.objects.read_ahead(stored.version.version_id, _AHEAD_BYTES, anew=True)
             window.append(stored)
             window_bytes += stored.version.stored_size_bytes
             while window and (window_bytes > _AHEAD_BYTES or len(window) > _AHEAD_OBJECTS):

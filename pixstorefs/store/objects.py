@@ -217,6 +217,13 @@ class ObjectReader:
             return
         self._open_slot(slot, index, out, nowait=nowait)
 
+    def read_ahead(self, index: int, count: int) -> None:
+        """Have the disk read the ciphertext of some segments while others are worked on."""
+        slot = slot_of(self.runs, index)
+        if slot >= 0 and self._fd >= 0:
+            size_bytes = count * SEALED_SEGMENT_SIZE_BYTES
+            os.posix_fadvise(self._fd, _offset(slot), size_bytes, os.POSIX_FADV_WILLNEED)
+
     def warm(self, index: int, count: int) -> None:
         """Bring the ciphertext of some segments into the page cache. Safe to call from another thread."""
         slot = slot_of(self.runs, index)
@@ -367,14 +374,18 @@ class ObjectDirectory:
         """Whether no snapshot needs what was retired; none begins until the block ends."""
         return unless_held(os.path.dirname(self._path))
 
-    def read_ahead(self, version_id: int, limit_bytes: int) -> None:
-        """Have the disk read the front of an object, anew, while others are worked on. Never fails."""
+    def read_ahead(self, version_id: int, limit_bytes: int, *, anew: bool = False) -> None:
+        """Have the disk read the front of an object while others are worked on. Never fails.
+
+        `anew`: also what the page cache has already. May be called from any thread.
+        """
         try:
             fd = self.open_file(version_id)
         except OSError:
             return  # whoever reads it will find out
         try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            if anew:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             os.posix_fadvise(fd, 0, limit_bytes, os.POSIX_FADV_WILLNEED)
         except OSError:
             pass

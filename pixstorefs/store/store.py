@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -311,6 +311,11 @@ class Store:
         version = self.version(inode)
         assert inode.image_id is not None
         return reader_of(self._objects, version, inode.image_id)
+
+    def read_ahead(self, version_ids: Iterable[int], limit_bytes: int) -> None:
+        """Have the disk read the front of some objects, where there are any. From any thread; never fails."""
+        for version_id in version_ids:
+            self._objects.read_ahead(version_id, limit_bytes)
 
     def version(self, inode: Inode) -> Version:
         """The current version of an image. Raises CorruptImage where its row is lost."""

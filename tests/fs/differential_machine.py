@@ -224,7 +224,7 @@ class Site:
 def is_ext4(path: Path) -> bool:
     """Whether a directory is on ext4."""
     device = f"{os.major(path.stat().st_dev)}:{os.minor(path.stat().st_dev)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields, _, rest = line.partition(" - ")
         if fields.split(" ")[2] == device:
             return rest.split(" ")[0] == "ext4"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pictures
 import pytest
-from support import Mount
+from support import Mount, cannot_run
 
 
 def _look(path: Path) -> tuple[object, ...]:
@@ -85,3 +85,36 @@ def test_holes_take_no_space(mounted: Mount) -> None:
     with open(sparse, "rb") as file:
         file.seek((1 << 39) - 2)
         assert file.read(4) == b"\0\0x\0"
+
+
+def test_writing_drops_privileges(mounted: Mount) -> None:
+    """Set-id bits go when somebody writes, at once and for good."""
+    program = mounted.mountpoint / "program"
+    program.write_bytes(b"trusted")
+    program.chmod(0o4755)
+    mounted.remount()
+    with open(program, "ab", buffering=0) as file:
+        file.write(b"!")
+        os.fsync(file.fileno())
+        assert stat.S_IMODE(program.stat().st_mode) == 0o755
+    mounted.remount()
+    assert stat.S_IMODE(program.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_writing_drops_capabilities(mounted: Mount, saved: bool) -> None:
+    """So does security.capability, of a file that is saved and of one that never was."""
+    if os.geteuid() != 0:
+        cannot_run("only root can give capabilities")
+    capability = bytes.fromhex("0100000200200000000000000000000000000000")
+    with open(mounted.mountpoint / "program", "wb", buffering=0) as file:
+        file.write(b"trusted")
+        if saved:
+            os.fsync(file.fileno())
+        os.setxattr(file.fileno(), "security.capability", capability)
+        assert os.getxattr(file.fileno(), "security.capability") == capability
+        file.write(b"!")
+        os.fsync(file.fileno())
+        assert os.listxattr(file.fileno()) == []
+    mounted.remount()
+    assert os.listxattr(mounted.mountpoint / "program") == []

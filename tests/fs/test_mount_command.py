@@ -335,7 +335,7 @@ class TestOptions:
     """What reaches the kernel."""
 
     def options(self, mount: Mount) -> set[str]:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
         [fields] = [line.split(" ") for line in lines if line.split(" ")[4] == str(mount.mountpoint)]
         assert fields[-3] == "fuse.pixstorefs"
         return set(fields[5].split(",") + fields[-1].split(","))

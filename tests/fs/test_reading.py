@@ -1,0 +1,72 @@
+"""Reading from the disk: what is not in the page cache comes whole; the next images are asked for ahead."""
+
+import mmap
+import os
+import time
+from pathlib import Path
+
+import pictures
+from support import Mount
+
+_PATIENCE_S = 20.0
+
+
+def _objects(store: Path) -> list[Path]:
+    return sorted(
+        (path for path in (store / "objects").rglob("*") if path.is_file()), key=lambda p: int(p.name)
+    )
+
+
+def _forget(path: Path) -> None:
+    """Drop a synced file from the page cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def _is_cached(path: Path) -> bool:
+    """Whether the page cache has the first page of a file: only then it can be read without waiting."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.preadv(descriptor, [bytearray(mmap.PAGESIZE)], 0, os.RWF_NOWAIT) > 0
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _cold(mount: Mount, contents: list[bytes]) -> list[Path]:
+    """Images with these contents, saved in this order; neither they nor their objects are cached."""
+    images = [mount.mountpoint / f"{number}.jpg" for number in range(len(contents))]
+    for image, content in zip(images, contents, strict=True):
+        image.write_bytes(content)
+    mount.remount()
+    objects = _objects(mount.store)
+    for path in objects:
+        _forget(path)
+    assert not any(_is_cached(path) for path in objects)
+    return images
+
+
+def test_images_on_the_disk_are_read_whole(mounted: Mount) -> None:
+    """Small and large images that the page cache does not hold, in blocks of several sizes."""
+    contents = [pictures.jpeg(1), os.urandom(3_000_001), os.urandom(131_072), os.urandom(700_000)]
+    images = _cold(mounted, contents)
+    for image, content, block in zip(images, contents, (100, 65_536, 1 << 20, 4096), strict=True):
+        with open(image, "rb", buffering=0) as file:
+            got = b"".join(iter(lambda file=file, block=block: file.read(block), b""))
+        assert got == content
+
+
+def test_the_next_images_are_asked_for_ahead(mounted: Mount) -> None:
+    """Three images read in a row bring the ones behind them into the page cache, before they are opened."""
+    images = _cold(mounted, [os.urandom(100_000) for _ in range(12)])
+    for image in images[:3]:
+        image.read_bytes()
+    last = _objects(mounted.store)[-1]
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while not _is_cached(last):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
