@@ -103,7 +103,7 @@ class CorruptImage(PixstoreError):
 class SnapshotFailed(PixstoreError):
     """A snapshot could not be completed; the one before it is whole, and another run goes on."""
 
-    exit_code = 14
+    exit_code = 15
 
 
 class ReadOnlyStore(PixstoreError):
