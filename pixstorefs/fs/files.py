@@ -52,12 +52,28 @@ class Files:
         inode = self._gone.get(ino) or self._store.inode(ino)
         if inode is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self.as_seen(inode)
+
+    def as_seen(self, inode: Inode) -> Inode:
+        """An inode of the index with what the mount knows better: open images, pending names in it."""
+        image = self._images.get(inode.ino)
+        if image is not None:
+            return image.inode
+        if stat.S_ISDIR(inode.mode):
+            changed_ns = self._pending.changed_ns(inode.ino)
+            if changed_ns is not None:
+                inode.mtime_ns = inode.ctime_ns = changed_ns
         return inode
 
     def size_bytes(self, inode: Inode) -> int:
         """The size programs see."""
         image = self._images.get(inode.ino)
         return inode.size_bytes if image is None else image.size_bytes
+
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        """The value of an extended attribute as programs see it."""
+        unsaved = self.unsaved_xattrs(ino)
+        return self._store.xattr(ino, name) if unsaved is None else unsaved.get(name)
 
     def unsaved_xattrs(self, ino: int) -> dict[bytes, bytes] | None:
         """The extended attributes of an inode that the index does not have: pending, or without a name."""

@@ -5,7 +5,8 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-from pixstorefs.fs.attributes import Changes, apply, new_inode
+from pixstorefs.fs import acl
+from pixstorefs.fs.attributes import new_inode
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.open_image import OpenImage, PendingName
 from pixstorefs.fs.pending import PendingNames
@@ -38,18 +39,14 @@ class Namespace:
         if pending is not None:
             return pending.inode
         inode = self._store.lookup(parent, name)
-        return None if inode is None else self._as_seen(inode)
-
-    def inode(self, ino: int) -> Inode:
-        """An inode as programs see it. Raises ESTALE."""
-        return self._as_seen(self._files.inode(ino))
+        return None if inode is None else self._files.as_seen(inode)
 
     def list(self, ino: int, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
         """Entries of a directory behind a cookie: (cookie, name, inode), "." and ".." first."""
         if cookie < 1:
-            yield 1, b".", self.inode(ino)
+            yield 1, b".", self._files.inode(ino)
         if cookie < 2:
-            yield 2, b"..", self.inode(self._store.parent_of(ino))
+            yield 2, b"..", self._files.inode(self._store.parent_of(ino))
         cookie = max(cookie, _FIRST_COOKIE - 1)
         while True:
             page = self._store.entries(ino, cookie, _PAGE_ENTRIES)
@@ -60,7 +57,7 @@ class Namespace:
                 page += [(at, name, image.inode) for at, name, image in pending]
                 page.sort(key=lambda item: item[0])
             for at, name, inode in page:
-                yield at, name, self._as_seen(inode)
+                yield at, name, self._files.as_seen(inode)
             if last is None:
                 return
             cookie = last
@@ -80,10 +77,10 @@ class Namespace:
         now_ns = self._now_ns()
         ino = self._store.numbers.ino()
         image_id = self._store.allocator.new_image_id(ino)
-        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        mode, lists = self._inherited(parent, stat.S_IFREG | stat.S_IMODE(mode))
         inode = new_inode(ino, mode, uid, gid, directory, now_ns, image_id=image_id)
         entry = Entry(self._store.numbers.cookie(), parent, name)
-        handle, image = self._files.create(inode, PendingName(entry))
+        handle, image = self._files.create(inode, PendingName(entry, lists))
         self._pending.add(image)
         self._pending.touch(parent, now_ns)
         return handle, image
@@ -101,15 +98,22 @@ class Namespace:
     ) -> Inode:
         """A new directory, symlink or special file, saved at once. Raises EEXIST, ENAMETOOLONG, ENOENT."""
         directory = self._directory_for_new(parent, name)
+        mode, lists = self._inherited(parent, mode)
         inode = new_inode(self._store.numbers.ino(), mode, uid, gid, directory, self._now_ns())
         inode.rdev = rdev
         if target is not None:
             if len(target) > TARGET_LIMIT_BYTES:
                 raise _error(errno.ENAMETOOLONG)
             inode.size_bytes = len(target)
-        self._store.add(inode, parent, name, target)
+        self._store.add(inode, parent, name, target, lists)
         self._pending.take_changed_ns(parent)
         return inode
+
+    def _inherited(self, parent: int, mode: int) -> tuple[int, dict[bytes, bytes]]:
+        """Mode and access control lists of something new. The kernel has applied the umask to `mode`."""
+        if stat.S_ISLNK(mode):
+            return mode, {}
+        return acl.inherited(self._store.xattr(parent, acl.DEFAULT), mode, directory=stat.S_ISDIR(mode))
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
         """One more name for a saved file. Raises EEXIST, ENOENT (its last name is gone), EPERM."""
@@ -122,7 +126,7 @@ class Namespace:
         linked = self._store.link(ino, parent, name, self._now_ns())
         inode.nlink, inode.ctime_ns = linked.nlink, linked.ctime_ns
         self._pending.take_changed_ns(parent)
-        return self._as_seen(inode)
+        return self._files.as_seen(inode)
 
     # Removing
 
@@ -253,53 +257,7 @@ class Namespace:
             if image is not None:
                 image.inode.ctime_ns = now_ns
 
-    # Attributes
-
-    def change(self, ino: int, changes: Changes) -> Inode:
-        """Change permissions, owner or times; content is `files`' matter."""
-        now_ns = self._now_ns()
-        image = self._files.image(ino)
-        if image is not None:
-            apply(image.inode, changes, now_ns)
-            if image.gone or image.pending is not None:
-                return image.inode
-            if image.dirty:
-                # The times belong to the content that is not saved yet and wait for it.
-                changes = Changes(changes.mode, changes.uid, changes.gid)
-                if changes == Changes():
-                    return image.inode
-        inode = self._files.inode(ino) if image is None else self._store.inode(ino)
-        if inode is None or inode.nlink == 0:
-            return self._files.inode(ino)
-        if image is None or image.dirty:
-            apply(inode, changes, now_ns)
-        else:
-            inode = image.inode
-        self._store.update_inode(inode)
-        if stat.S_ISDIR(inode.mode) and changes.mtime_ns is not None:
-            self._pending.take_changed_ns(ino)
-        return self._as_seen(image.inode if image is not None else inode)
-
-    def write_directory_times(self) -> None:
-        """Write down what pending names changed and no save took along (at unmount)."""
-        for ino, changed_ns in self._pending.all_changed().items():
-            inode = self._store.inode(ino)
-            if inode is not None:
-                inode.mtime_ns = inode.ctime_ns = changed_ns
-                self._store.update_inode(inode)
-            self._pending.take_changed_ns(ino)
-
     # Checks
-
-    def _as_seen(self, inode: Inode) -> Inode:
-        image = self._files.image(inode.ino)
-        if image is not None:
-            return image.inode
-        if stat.S_ISDIR(inode.mode):
-            changed_ns = self._pending.changed_ns(inode.ino)
-            if changed_ns is not None:
-                inode.mtime_ns = inode.ctime_ns = changed_ns
-        return inode
 
     def _existing(self, parent: int, name: bytes) -> Inode:
         inode = self.lookup(parent, name)

@@ -22,6 +22,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.fs.attributes import Changes, blocks
 from pixstorefs.fs.files import Files
+from pixstorefs.fs.metadata import Metadata
 from pixstorefs.fs.namespace import NAME_LIMIT_BYTES, Namespace
 from pixstorefs.fs.operations_saving import Saving
 from pixstorefs.fs.pending import PendingNames
@@ -68,7 +69,7 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = True
-    enable_acl = False
+    enable_acl = True
 
     def __init__(
         self,
@@ -88,13 +89,14 @@ class Operations(pyfuse3.Operations):
         self._files = Files(store, pending)
         self._saving = Saving(store, self._files)
         self._names = Namespace(store, self._files, pending, now_ns)
-        self._xattrs = Xattrs(store, self._files, now_ns)
+        self._metadata = Metadata(store, self._files, pending, now_ns)
+        self._xattrs = Xattrs(store, self._files, self._metadata, now_ns)
 
     def close(self) -> None:
         """Save every draft that is left, after the kernel has gone."""
         self._saving.save_all()
         if not self._read_only:
-            self._names.write_directory_times()
+            self._metadata.write_directory_times()
 
     # Names
 
@@ -197,7 +199,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._names.inode(inode))
+        return self._entry(self._files.inode(inode))
 
     @_answered
     async def setattr(
@@ -207,8 +209,8 @@ class Operations(pyfuse3.Operations):
             await self._saving.set_size(inode, attr.st_size, fh)
         changes = _changes(attr, fields)
         if changes == Changes():
-            return self._entry(self._names.inode(inode))
-        return self._entry(await self._saving.with_room(lambda: self._names.change(inode, changes)))
+            return self._entry(self._files.inode(inode))
+        return self._entry(await self._saving.with_room(lambda: self._metadata.change(inode, changes)))
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
@@ -220,7 +222,8 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self._saving.with_room(lambda: self._xattrs.put(inode, name, value))
+        of_group = self._is_of_group(inode, ctx)
+        await self._saving.with_room(lambda: self._xattrs.put(inode, name, value, of_group=of_group))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -315,6 +318,16 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def release(self, fh: int) -> None:
         await self._saving.release(fh)
+
+    def _is_of_group(self, ino: int, ctx: RequestContext) -> bool:
+        """Whether who asks belongs to the group of an inode, or may do without."""
+        gid = self._files.inode(ino).gid
+        if ctx.uid == 0 or ctx.gid == gid:
+            return True
+        try:
+            return gid in pyfuse3.get_sup_groups(ctx.pid)
+        except (OSError, RuntimeError):
+            return False  # it has ended, or lives in another PID namespace: less, not more
 
     def _entry(self, inode: Inode) -> EntryAttributes:
         entry = EntryAttributes()

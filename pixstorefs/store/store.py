@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from pixstorefs.errors import CorruptImage, CorruptStore, NoSpace, ReadOnlyStore
@@ -33,6 +34,8 @@ from pixstorefs.store.reserve import Reserve
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+
+_NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
 
 # SQLite's integers are signed.
 _LARGEST_INO = (1 << 63) - 1
@@ -368,13 +371,22 @@ class Store:
         with self.lock:
             return path_of(self.index, ino)
 
-    def add(self, inode: Inode, parent: int, name: bytes, target: bytes | None = None) -> None:
+    def add(
+        self,
+        inode: Inode,
+        parent: int,
+        name: bytes,
+        target: bytes | None = None,
+        xattrs: Mapping[bytes, bytes] = _NO_XATTRS,
+    ) -> None:
         """A new directory, symlink or special file. Raises FileExistsError."""
         with self._change() as index:
             if index.entry(parent, name):
                 raise FileExistsError(errno.EEXIST, "exists", name)
             index.insert_inode(inode, inode.ctime_ns, target)
             index.insert_entry(Entry(self.numbers.cookie(), parent, name), inode.ino)
+            for attribute, value in xattrs.items():
+                index.put_xattr(inode.ino, attribute, value)
             index.touch_directory(parent, inode.ctime_ns, int(stat.S_ISDIR(inode.mode)))
 
     def link(self, ino: int, parent: int, name: bytes, now_ns: int) -> Inode:
@@ -469,10 +481,15 @@ class Store:
             index.touch_directory(parent, now_ns, links if parent != other_parent else 0)
             index.touch_directory(other_parent, now_ns, -links if parent != other_parent else 0)
 
-    def update_inode(self, inode: Inode) -> None:
-        """Save changed attributes."""
+    def update_inode(self, inode: Inode, xattrs: Mapping[bytes, bytes | None] = _NO_XATTRS) -> None:
+        """Save changed attributes, and with them extended ones (None: removed)."""
         with self._change() as index:
             index.update_inode(inode)
+            for name, value in xattrs.items():
+                if value is None:
+                    index.delete_xattr(inode.ino, name)
+                else:
+                    index.put_xattr(inode.ino, name, value)
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         """The value of an extended attribute."""
