@@ -25,16 +25,14 @@ class Changes:
 def apply(inode: Inode, changes: Changes, now_ns: int) -> None:
     """Change permissions, owner and times of an inode; the size is content and not done here.
 
-    Every change sets ctime. Giving a file to somebody else clears its set-id bits (chown(2)), for the
-    kernel leaves that to file systems that libfuse serves.
+    Every change sets ctime. Where a change takes set-id bits away (chown(2), truncate(2), write(2) by who may
+    not keep them), the kernel sends the mode that is left with it.
     """
     if changes.mode is not None:
         inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
     if changes.uid is not None or changes.gid is not None:
         inode.uid = inode.uid if changes.uid is None else changes.uid
         inode.gid = inode.gid if changes.gid is None else changes.gid
-        if changes.mode is None:
-            clear_set_id(inode)
     if changes.atime_ns is not None:
         inode.atime_ns = _representable(changes.atime_ns)
     if changes.mtime_ns is not None:
@@ -47,16 +45,11 @@ def _representable(time_ns: int) -> int:
     return max(-_LATEST_NS, min(time_ns, _LATEST_NS))
 
 
-def clear_set_id(inode: Inode) -> bool:
-    """Drop the set-user-id and an effective set-group-id bit of a file; whether there were any."""
-    if not stat.S_ISREG(inode.mode):
-        return False
-    drop = stat.S_ISUID
+def clear_set_id(inode: Inode) -> None:
+    """Drop the set-user-id and an effective set-group-id bit of a file."""
+    inode.mode &= ~stat.S_ISUID
     if inode.mode & stat.S_IXGRP:
-        drop |= stat.S_ISGID
-    had = inode.mode & drop
-    inode.mode &= ~drop
-    return bool(had)
+        inode.mode &= ~stat.S_ISGID
 
 
 def new_inode(

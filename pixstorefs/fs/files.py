@@ -8,7 +8,7 @@ import stat
 from collections.abc import Generator
 
 from pixstorefs.errors import CorruptImage
-from pixstorefs.fs import attributes
+from pixstorefs.fs.attributes import clear_set_id
 from pixstorefs.fs.open_image import OpenImage, PendingName
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.store.draft import Draft
@@ -127,10 +127,11 @@ class Files:
         self._images[inode.ino] = image
         return self._new_handle(image), image
 
-    def open(self, ino: int, flags: int) -> int:
+    def open(self, ino: int, flags: int, *, keeps_set_id: bool = True) -> int:
         """A handle of an existing file. O_TRUNC starts an empty draft; the saved image stays until the save.
 
-        Raises OSError: EISDIR; ESTALE where it is gone, upon which the kernel looks the name up anew.
+        O_TRUNC by who may not keep set-id bits takes them away. Of all that does, the kernel leaves only this
+        to us. Raises OSError: EISDIR; ESTALE where it is gone, upon which the kernel looks the name up anew.
         """
         image = self._images.get(ino)
         if image is None:
@@ -144,6 +145,8 @@ class Files:
         handle = self._new_handle(image)
         if flags & os.O_TRUNC:
             self.truncate(image, 0)
+            if not keeps_set_id:
+                clear_set_id(image.inode)
         return handle
 
     def _keep_reading(self, image: OpenImage) -> None:
@@ -228,7 +231,6 @@ class Files:
             raise OSError(image.failure, os.strerror(image.failure))
         draft = image.begin_draft()
         draft.write(offset, data)
-        attributes.clear_set_id(image.inode)
 
     def fail(self, image: OpenImage, number: int) -> None:
         """A write could not be done: what the kernel cached of it is lost, so the draft must not be saved."""
@@ -240,7 +242,6 @@ class Files:
             image.begin_draft(empty=True)
         elif size_bytes != image.size_bytes or image.draft is not None:
             image.begin_draft().truncate(size_bytes)
-        attributes.clear_set_id(image.inode)
 
     def save(self, image: OpenImage) -> Generator[None, None, None]:
         """Save the draft, if there is anything to save: seal the object, one transaction.

@@ -269,7 +269,8 @@ class Operations(pyfuse3.Operations):
         if image is not None and flags & os.O_TRUNC:
             await self._saving.settled(image)
         # ESTALE, where the file was replaced since the kernel looked at its name, makes it look again.
-        return FileInfo(fh=self._files.open(inode, flags), keep_cache=True)
+        handle = self._files.open(inode, flags, keeps_set_id=ctx.uid == 0)
+        return FileInfo(fh=handle, keep_cache=True)
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
