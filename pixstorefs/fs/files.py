@@ -13,7 +13,7 @@ from pixstorefs.fs.open_image import OpenImage, PendingName
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.objects import Content, ObjectReader
-from pixstorefs.store.records import Entry, Inode
+from pixstorefs.store.records import Inode
 from pixstorefs.store.store import NewName, Store
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Files:
         return self._images.get(ino)
 
     def inode(self, ino: int) -> Inode:
-        """The inode as programs see it, its size apart. Raises OSError ESTALE where there is none."""
+        """The inode as programs see it, size and links apart. Raises OSError ESTALE where there is none."""
         image = self._images.get(ino)
         if image is not None:
             return image.inode
@@ -69,6 +69,10 @@ class Files:
         """The size programs see."""
         image = self._images.get(inode.ino)
         return inode.size_bytes if image is None else image.size_bytes
+
+    def links(self, inode: Inode) -> int:
+        """The number of names programs see. In `inode.nlink` are those of the index, hidden ones too."""
+        return inode.nlink - self._pending.hidden_of(inode.ino)
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         """The value of an extended attribute as programs see it."""
@@ -99,15 +103,20 @@ class Files:
                 self._gone_readers[ino] = self._store.open_object(inode)
 
     def lost_name(self, inode: Inode) -> None:
-        """An inode lost a name; `inode` is how it is now."""
-        image = self._images.get(inode.ino)
-        if image is not None:
-            image.inode.nlink = inode.nlink
-            image.inode.ctime_ns = inode.ctime_ns
-        if inode.nlink == 0:
-            self._gone[inode.ino] = inode if image is None else image.inode
+        """An inode lost a name in the index, or a pending file hides it; `inode` is how it is now."""
+        known = self._known(inode.ino)
+        if known is not None:
+            known.nlink, known.ctime_ns = inode.nlink, inode.ctime_ns
+        if self.links(inode) == 0:
+            self._gone[inode.ino] = known or inode
+            image = self._images.get(inode.ino)
             if image is not None:
                 image.gone = True
+
+    def _known(self, ino: int) -> Inode | None:
+        """The inode that lives in memory, because it is open or has no name."""
+        image = self._images.get(ino)
+        return image.inode if image is not None else self._gone.get(ino)
 
     def forget(self, ino: int) -> None:
         """The kernel has let go of an inode."""
@@ -139,7 +148,7 @@ class Files:
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL, "not a file")
             image = OpenImage(self._store, inode)
-            if inode.nlink == 0:
+            if self.links(inode) == 0:
                 self._keep_reading(image)
             self._images[ino] = image
         handle = self._new_handle(image)
@@ -185,26 +194,26 @@ class Files:
         lost = image.to_save
         if lost:
             self._generations[image.inode.ino] = self.generation(image.inode.ino) + 1
-        never_saved = image.pending
-        if never_saved is not None:
+        hidden = set() if image.pending is None else image.pending.hides.copy()
+        if image.pending is not None:
             self._pending.discard(image)
             image.pending = None
         image.close()
         if self._images.get(image.inode.ino) is image:
             del self._images[image.inode.ino]
-        if never_saved is not None:
-            self._bring_back(never_saved.entry)
+        for parent, name in hidden:
+            self._bring_back(parent, name)
         return lost
 
-    def _bring_back(self, entry: Entry) -> None:
+    def _bring_back(self, parent: int, name: bytes) -> None:
         """The saved file that a pending one had replaced has its name again, and is saved when written."""
-        inode = self._store.lookup(entry.parent, entry.name)
+        self._pending.uncover(parent, name)
+        inode = self._store.lookup(parent, name)
         if inode is None:
             return
         self._drop_gone(inode.ino)
         image = self._images.get(inode.ino)
         if image is not None:
-            image.inode.nlink = inode.nlink
             image.gone = False
 
     def generation(self, ino: int) -> int:
@@ -269,11 +278,17 @@ class Files:
     def _save_name(self, image: OpenImage, draft: Draft, content: Content, pending: PendingName) -> None:
         parent = pending.entry.parent
         changed_ns = self._pending.take_changed_ns(parent)
+        new = NewName(pending.entry, pending.xattrs, changed_ns, sorted(pending.hides))
         try:
-            self._store.save(image.inode, draft, content, NewName(pending.entry, pending.xattrs, changed_ns))
+            self._store.save(image.inode, draft, content, new)
         except BaseException:
             if changed_ns is not None:
                 self._pending.touch(parent, changed_ns)
             raise
+        for left in new.left:
+            ino = self._pending.uncover(*left)
+            known = None if ino is None else self._known(ino)
+            if known is not None:
+                known.nlink -= 1
         self._pending.discard(image)
         image.pending = None

@@ -336,7 +336,7 @@ class Operations(pyfuse3.Operations):
         entry.generation = self._files.generation(inode.ino)
         entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
         entry.st_mode = inode.mode
-        entry.st_nlink = inode.nlink
+        entry.st_nlink = self._files.links(inode)
         entry.st_uid = inode.uid
         entry.st_gid = inode.gid
         entry.st_rdev = inode.rdev

@@ -11,7 +11,6 @@ import trio
 from pixstorefs.errors import PixstoreError
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.open_image import OpenImage
-from pixstorefs.store.records import Entry
 from pixstorefs.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -47,13 +46,17 @@ class Saving:
             self._log_lost(image, error)
         if image.handles:
             return  # opened again while the save paused
-        names = self._names_of(image) if image.to_save else []
+        names = self._names_of(image) if image.to_save else set()
         if self._files.close(image):
             # From a thread: it may wait for requests of ours.
             await trio.to_thread.run_sync(_make_kernel_forget, image.inode.ino, names)
 
-    def _names_of(self, image: OpenImage) -> list[Entry]:
-        return self._store.names(image.inode.ino) if image.pending is None else [image.pending.entry]
+    def _names_of(self, image: OpenImage) -> set[tuple[int, bytes]]:
+        """Names, (directory, name), that show something else when the image is given up."""
+        pending = image.pending
+        if pending is not None:
+            return {(pending.entry.parent, pending.entry.name), *pending.hides}
+        return {(entry.parent, entry.name) for entry in self._store.names(image.inode.ino)}
 
     def _log_lost(self, image: OpenImage, error: OSError | PixstoreError) -> None:
         log.error("%s was not saved: %s. The version before it is intact", self.path(image), error)
@@ -112,7 +115,7 @@ class Saving:
         return self._store.path_of(image.inode.ino)
 
 
-def _make_kernel_forget(ino: int, names: list[Entry]) -> None:
+def _make_kernel_forget(ino: int, names: set[tuple[int, bytes]]) -> None:
     """The kernel still caches a draft that was given up: make it ask again.
 
     Dropping pages and attributes is not enough: with the write-back cache the kernel trusts its own size of
@@ -120,8 +123,15 @@ def _make_kernel_forget(ino: int, names: list[Entry]) -> None:
     """
     try:
         pyfuse3.invalidate_inode(ino)
-        for entry in names:
-            pyfuse3.invalidate_entry(entry.parent, entry.name)
     except OSError as error:
-        if error.errno != errno.ENOENT:  # the kernel has forgotten it already
-            log.warning("the kernel's cache of inode %d could not be dropped: %s", ino, error)
+        _complain(ino, error)
+    for parent, name in names:
+        try:
+            pyfuse3.invalidate_entry(parent, name)
+        except OSError as error:
+            _complain(ino, error)
+
+
+def _complain(ino: int, error: OSError) -> None:
+    if error.errno != errno.ENOENT:  # the kernel has forgotten it already
+        log.warning("the kernel's cache of inode %d could not be dropped: %s", ino, error)

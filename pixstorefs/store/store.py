@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -47,12 +47,14 @@ _LAST_READER_WAIT_MS = 2000
 class NewName:
     """The name a pending file is saved under for the first time, and the xattrs it got meanwhile.
 
-    `directory_ns`: the mtime and ctime its directory gets from it, None to leave them alone.
+    `directory_ns`: the mtime and ctime its directory gets from it, None to leave them alone. `left`: other
+    names, (directory, name), that it had before and took from saved files: they go with its save.
     """
 
     entry: Entry
     xattrs: Mapping[bytes, bytes]
     directory_ns: int | None
+    left: Collection[tuple[int, bytes]] = ()
 
 
 class Store:
@@ -296,7 +298,8 @@ class Store:
             return token
 
     def _insert_named(self, index: Index, inode: Inode, new: NewName) -> None:
-        self._drop_name(index, new.entry.parent, new.entry.name, inode.ctime_ns, by=inode)
+        for parent, name in (*new.left, (new.entry.parent, new.entry.name)):
+            self._drop_name(index, parent, name, inode.ctime_ns, by=inode)
         index.insert_inode(inode, inode.ctime_ns)
         index.insert_entry(new.entry, inode.ino)
         for name, value in new.xattrs.items():
@@ -350,11 +353,6 @@ class Store:
         """The directory that holds a directory; the root's is the root."""
         entries = self.names(ino)
         return entries[0].parent if entries else ino
-
-    def has_entries(self, ino: int) -> bool:
-        """Whether a directory holds anything saved."""
-        with self.lock:
-            return self.index.has_entries(ino)
 
     def link_target(self, ino: int) -> bytes | None:
         """Where a symlink points."""
