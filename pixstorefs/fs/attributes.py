@@ -25,15 +25,15 @@ class Changes:
 def apply(inode: Inode, changes: Changes, now_ns: int) -> None:
     """Change permissions, owner and times of an inode; the size is content and not done here.
 
-    Every change sets ctime. Giving a file to somebody else clears its set-id bits (chown(2)), for the
-    kernel leaves that to file systems that libfuse serves.
+    Every change sets ctime. Giving anything but a directory to somebody else clears its set-id bits, which
+    the kernel leaves to a daemon that has promised to see to it: chown(2), daemon/handshake.
     """
     if changes.mode is not None:
         inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
     if changes.uid is not None or changes.gid is not None:
         inode.uid = inode.uid if changes.uid is None else changes.uid
         inode.gid = inode.gid if changes.gid is None else changes.gid
-        if changes.mode is None:
+        if changes.mode is None and not stat.S_ISDIR(inode.mode):
             clear_set_id(inode)
     if changes.atime_ns is not None:
         inode.atime_ns = _representable(changes.atime_ns)
@@ -49,8 +49,6 @@ def _representable(time_ns: int) -> int:
 
 def clear_set_id(inode: Inode) -> bool:
     """Drop the set-user-id and an effective set-group-id bit of a file; whether there were any."""
-    if not stat.S_ISREG(inode.mode):
-        return False
     drop = stat.S_ISUID
     if inode.mode & stat.S_IXGRP:
         drop |= stat.S_ISGID

@@ -8,12 +8,12 @@ import stat
 from collections.abc import Generator
 
 from pixstorefs.errors import CorruptImage
-from pixstorefs.fs import attributes
+from pixstorefs.fs.attributes import clear_set_id
 from pixstorefs.fs.open_image import OpenImage, PendingName, ReadBuffer
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.objects import Content, ObjectReader
-from pixstorefs.store.records import Entry, Inode
+from pixstorefs.store.records import Inode
 from pixstorefs.store.store import NewName, Store
 
 log = logging.getLogger(__name__)
@@ -48,19 +48,39 @@ class Files:
         return self._images.get(ino)
 
     def inode(self, ino: int) -> Inode:
-        """The inode as programs see it, its size apart. Raises OSError ESTALE where there is none."""
+        """The inode as programs see it, size and links apart. Raises OSError ESTALE where there is none."""
         image = self._images.get(ino)
         if image is not None:
             return image.inode
         inode = self._gone.get(ino) or self._store.inode(ino)
         if inode is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self.as_seen(inode)
+
+    def as_seen(self, inode: Inode) -> Inode:
+        """An inode of the index with what the mount knows better: open images, pending names in it."""
+        image = self._images.get(inode.ino)
+        if image is not None:
+            return image.inode
+        if stat.S_ISDIR(inode.mode):
+            changed_ns = self._pending.changed_ns(inode.ino)
+            if changed_ns is not None:
+                inode.mtime_ns = inode.ctime_ns = changed_ns
         return inode
 
     def size_bytes(self, inode: Inode) -> int:
         """The size programs see."""
         image = self._images.get(inode.ino)
         return inode.size_bytes if image is None else image.size_bytes
+
+    def links(self, inode: Inode) -> int:
+        """The number of names programs see. In `inode.nlink` are those of the index, hidden ones too."""
+        return inode.nlink - self._pending.hidden_of(inode.ino)
+
+    def xattr(self, ino: int, name: bytes) -> bytes | None:
+        """The value of an extended attribute as programs see it."""
+        unsaved = self.unsaved_xattrs(ino)
+        return self._store.xattr(ino, name) if unsaved is None else unsaved.get(name)
 
     def unsaved_xattrs(self, ino: int) -> dict[bytes, bytes] | None:
         """The extended attributes of an inode that the index does not have: pending, or without a name."""
@@ -86,15 +106,20 @@ class Files:
                 self._gone_readers[ino] = self._store.open_object(inode)
 
     def lost_name(self, inode: Inode) -> None:
-        """An inode lost a name; `inode` is how it is now."""
-        image = self._images.get(inode.ino)
-        if image is not None:
-            image.inode.nlink = inode.nlink
-            image.inode.ctime_ns = inode.ctime_ns
-        if inode.nlink == 0:
-            self._gone[inode.ino] = inode if image is None else image.inode
+        """An inode lost a name in the index, or a pending file hides it; `inode` is how it is now."""
+        known = self._known(inode.ino)
+        if known is not None:
+            known.nlink, known.ctime_ns = inode.nlink, inode.ctime_ns
+        if self.links(inode) == 0:
+            self._gone[inode.ino] = known or inode
+            image = self._images.get(inode.ino)
             if image is not None:
                 image.gone = True
+
+    def _known(self, ino: int) -> Inode | None:
+        """The inode that lives in memory, because it is open or has no name."""
+        image = self._images.get(ino)
+        return image.inode if image is not None else self._gone.get(ino)
 
     def forget(self, ino: int) -> None:
         """The kernel has let go of an inode."""
@@ -114,10 +139,11 @@ class Files:
         self._images[inode.ino] = image
         return self._new_handle(image), image
 
-    def open(self, ino: int, flags: int) -> int:
+    def open(self, ino: int, flags: int, *, keeps_set_id: bool = True) -> int:
         """A handle of an existing file. O_TRUNC starts an empty draft; the saved image stays until the save.
 
-        Raises OSError: EISDIR; ESTALE where it is gone, upon which the kernel looks the name up anew.
+        `keeps_set_id`: see `truncate`. Raises OSError: EISDIR; ESTALE where it is gone, upon which the kernel
+        looks the name up anew.
         """
         image = self._images.get(ino)
         if image is None:
@@ -125,12 +151,12 @@ class Files:
             if not stat.S_ISREG(inode.mode):
                 raise OSError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL, "not a file")
             image = OpenImage(self._store, self._buffer, inode)
-            if inode.nlink == 0:
+            if self.links(inode) == 0:
                 self._keep_reading(image)
             self._images[ino] = image
         handle = self._new_handle(image)
         if flags & os.O_TRUNC:
-            self.truncate(image, 0)
+            self.truncate(image, 0, keeps_set_id=keeps_set_id)
         return handle
 
     def _keep_reading(self, image: OpenImage) -> None:
@@ -169,26 +195,26 @@ class Files:
         lost = image.to_save
         if lost:
             self._generations[image.inode.ino] = self.generation(image.inode.ino) + 1
-        never_saved = image.pending
-        if never_saved is not None:
+        hidden = set() if image.pending is None else image.pending.hides.copy()
+        if image.pending is not None:
             self._pending.discard(image)
             image.pending = None
         image.close()
         if self._images.get(image.inode.ino) is image:
             del self._images[image.inode.ino]
-        if never_saved is not None:
-            self._bring_back(never_saved.entry)
+        for parent, name in hidden:
+            self._bring_back(parent, name)
         return lost
 
-    def _bring_back(self, entry: Entry) -> None:
+    def _bring_back(self, parent: int, name: bytes) -> None:
         """The saved file that a pending one had replaced has its name again, and is saved when written."""
-        inode = self._store.lookup(entry.parent, entry.name)
+        self._pending.uncover(parent, name)
+        inode = self._store.lookup(parent, name)
         if inode is None:
             return
         self._drop_gone(inode.ino)
         image = self._images.get(inode.ino)
         if image is not None:
-            image.inode.nlink = inode.nlink
             image.gone = False
 
     def generation(self, ino: int) -> int:
@@ -218,25 +244,26 @@ class Files:
             raise OSError(image.failure, os.strerror(image.failure))
         draft = image.begin_draft()
         draft.write(offset, data)
-        return self._drop_privileges(image)
+        self._drop_capability(image)
+        # Whoever writes: that root may keep the bits is lost on us, for pyfuse3 does not tell who it is.
+        return clear_set_id(image.inode)
 
     def fail(self, image: OpenImage, number: int) -> None:
         """A write could not be done: what the kernel cached of it is lost, so the draft must not be saved."""
         image.failure = number
 
-    def truncate(self, image: OpenImage, size_bytes: int) -> None:
-        """Change the length of the draft."""
+    def truncate(self, image: OpenImage, size_bytes: int, *, keeps_set_id: bool = False) -> None:
+        """Change the length of the draft. `keeps_set_id`: by somebody who may keep the set-id bits, root."""
         if size_bytes == 0:
             image.begin_draft(empty=True)
         elif size_bytes != image.size_bytes or image.draft is not None:
             image.begin_draft().truncate(size_bytes)
-        self._drop_privileges(image)
+        self._drop_capability(image)
+        if not keeps_set_id:
+            clear_set_id(image.inode)
 
-    def _drop_privileges(self, image: OpenImage) -> bool:
-        """What somebody writes is not what was trusted with privileges. The kernel leaves that to us.
-
-        Whoever writes: that root may keep the bits is lost on us, for pyfuse3 does not tell who it is.
-        """
+    def _drop_capability(self, image: OpenImage) -> None:
+        """What somebody writes is not what was trusted with privileges. The kernel leaves that to us."""
         if image.may_have_capability:
             unsaved = self.unsaved_xattrs(image.inode.ino)
             if unsaved is not None:
@@ -244,7 +271,6 @@ class Files:
             elif self._store.xattr(image.inode.ino, CAPABILITY) is not None:
                 self._store.delete_xattr(image.inode.ino, CAPABILITY, image.inode.ctime_ns)
             image.may_have_capability = False
-        return attributes.clear_set_id(image.inode)
 
     def save(self, image: OpenImage) -> Generator[None, None, None]:
         """Save the draft, if there is anything to save: seal the object, one transaction.
@@ -272,11 +298,17 @@ class Files:
     def _save_name(self, image: OpenImage, draft: Draft, content: Content, pending: PendingName) -> None:
         parent = pending.entry.parent
         changed_ns = self._pending.take_changed_ns(parent)
+        new = NewName(pending.entry, pending.xattrs, changed_ns, sorted(pending.hides))
         try:
-            self._store.save(image.inode, draft, content, NewName(pending.entry, pending.xattrs, changed_ns))
+            self._store.save(image.inode, draft, content, new)
         except BaseException:
             if changed_ns is not None:
                 self._pending.touch(parent, changed_ns)
             raise
+        for left in new.left:
+            ino = self._pending.uncover(*left)
+            known = None if ino is None else self._known(ino)
+            if known is not None:
+                known.nlink -= 1
         self._pending.discard(image)
         image.pending = None

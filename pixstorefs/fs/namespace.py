@@ -5,7 +5,8 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-from pixstorefs.fs.attributes import Changes, apply, new_inode
+from pixstorefs.fs import acl
+from pixstorefs.fs.attributes import new_inode
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.open_image import OpenImage, PendingName
 from pixstorefs.fs.pending import PendingNames
@@ -37,30 +38,29 @@ class Namespace:
         pending = self._pending.get(parent, name)
         if pending is not None:
             return pending.inode
+        if self._pending.hides(parent, name):
+            return None
         inode = self._store.lookup(parent, name)
-        return None if inode is None else self._as_seen(inode)
-
-    def inode(self, ino: int) -> Inode:
-        """An inode as programs see it. Raises ESTALE."""
-        return self._as_seen(self._files.inode(ino))
+        return None if inode is None else self._files.as_seen(inode)
 
     def list(self, ino: int, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
         """Entries of a directory behind a cookie: (cookie, name, inode), "." and ".." first."""
         if cookie < 1:
-            yield 1, b".", self.inode(ino)
+            yield 1, b".", self._files.inode(ino)
         if cookie < 2:
-            yield 2, b"..", self.inode(self._store.parent_of(ino))
+            yield 2, b"..", self._files.inode(self._store.parent_of(ino))
         cookie = max(cookie, _FIRST_COOKIE - 1)
         while True:
             page = self._store.entries(ino, cookie, _PAGE_ENTRIES)
             last = page[-1][0] if len(page) == _PAGE_ENTRIES else None
             pending = [item for item in self._pending.behind(ino, cookie) if last is None or item[0] <= last]
+            if self._pending.hidden_in(ino):
+                page = [item for item in page if not self._pending.hides(ino, item[1])]
             if pending:
-                page = [item for item in page if self._pending.get(ino, item[1]) is None]
                 page += [(at, name, image.inode) for at, name, image in pending]
                 page.sort(key=lambda item: item[0])
             for at, name, inode in page:
-                yield at, name, self._as_seen(inode)
+                yield at, name, self._files.as_seen(inode)
             if last is None:
                 return
             cookie = last
@@ -80,11 +80,13 @@ class Namespace:
         now_ns = self._now_ns()
         ino = self._store.numbers.ino()
         image_id = self._store.allocator.new_image_id(ino)
-        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        mode, lists = self._inherited(parent, stat.S_IFREG | stat.S_IMODE(mode))
         inode = new_inode(ino, mode, uid, gid, directory, now_ns, image_id=image_id)
         entry = Entry(self._store.numbers.cookie(), parent, name)
-        handle, image = self._files.create(inode, PendingName(entry))
+        handle, image = self._files.create(inode, PendingName(entry, lists))
         self._pending.add(image)
+        if self._pending.hides(parent, name):
+            self._pending.hand_over(parent, name, image)
         self._pending.touch(parent, now_ns)
         return handle, image
 
@@ -101,15 +103,23 @@ class Namespace:
     ) -> Inode:
         """A new directory, symlink or special file, saved at once. Raises EEXIST, ENAMETOOLONG, ENOENT."""
         directory = self._directory_for_new(parent, name)
+        self._remove_hidden(parent, name)
+        mode, lists = self._inherited(parent, mode)
         inode = new_inode(self._store.numbers.ino(), mode, uid, gid, directory, self._now_ns())
         inode.rdev = rdev
         if target is not None:
             if len(target) > TARGET_LIMIT_BYTES:
                 raise _error(errno.ENAMETOOLONG)
             inode.size_bytes = len(target)
-        self._store.add(inode, parent, name, target)
+        self._store.add(inode, parent, name, target, lists)
         self._pending.take_changed_ns(parent)
         return inode
+
+    def _inherited(self, parent: int, mode: int) -> tuple[int, dict[bytes, bytes]]:
+        """Mode and access control lists of something new. The kernel has applied the umask to `mode`."""
+        if stat.S_ISLNK(mode):
+            return mode, {}
+        return acl.inherited(self._store.xattr(parent, acl.DEFAULT), mode, directory=stat.S_ISDIR(mode))
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
         """One more name for a saved file. Raises EEXIST, ENOENT (its last name is gone), EPERM."""
@@ -117,12 +127,13 @@ class Namespace:
         inode = self._files.inode(ino)
         if stat.S_ISDIR(inode.mode):
             raise _error(errno.EPERM)
-        if inode.nlink == 0:
+        if self._files.links(inode) == 0:
             raise _error(errno.ENOENT)
+        self._remove_hidden(parent, name)
         linked = self._store.link(ino, parent, name, self._now_ns())
         inode.nlink, inode.ctime_ns = linked.nlink, linked.ctime_ns
         self._pending.take_changed_ns(parent)
-        return self._as_seen(inode)
+        return self._files.as_seen(inode)
 
     # Removing
 
@@ -131,8 +142,10 @@ class Namespace:
         _check_name(name)
         pending = self._pending.get(parent, name)
         if pending is not None:
+            assert pending.pending is not None
+            for hidden in list(pending.pending.hides):
+                self._remove_hidden(*hidden)
             self._unlink_pending(pending)
-            self._remove_saved(parent, name)
             return
         inode = self._existing(parent, name)
         if stat.S_ISDIR(inode.mode):
@@ -146,6 +159,7 @@ class Namespace:
         if not stat.S_ISDIR(inode.mode):
             raise _error(errno.ENOTDIR)
         self._check_empty(inode.ino)
+        self._empty(inode.ino)
         self._remove_saved(parent, name)
 
     def _unlink_pending(self, image: OpenImage) -> None:
@@ -158,15 +172,26 @@ class Namespace:
         self._files.lost_name(image.inode)
 
     def _remove_saved(self, parent: int, name: bytes) -> None:
-        """Remove a name from the index, if it is there: behind a pending one it may be hidden."""
+        """Remove a name from the index."""
         inode = self._store.lookup(parent, name)
         if inode is None:
             return
         self._files.prepare_loss(inode)
         removed = self._store.remove(parent, name, self._now_ns())
         self._pending.take_changed_ns(parent)
+        self._pending.uncover(parent, name)
         if removed is not None:
             self._files.lost_name(removed)
+
+    def _remove_hidden(self, parent: int, name: bytes) -> None:
+        """A hidden name does not wait for who hides it: that one is deleted, or the name taken for good."""
+        if self._pending.hides(parent, name):
+            self._remove_saved(parent, name)
+
+    def _empty(self, ino: int) -> None:
+        """Take away what a directory holds that nobody sees."""
+        for name in self._pending.hidden_in(ino):
+            self._remove_hidden(ino, name)
 
     # Renaming
 
@@ -195,23 +220,20 @@ class Namespace:
             if target.ino == moved.ino:
                 return
             self._check_replaceable(moved, target)
-        hidden = self._pending.get(new_parent, new_name)
-        cookie = None
-        if hidden is not None:
-            assert hidden.pending is not None
-            cookie, target = hidden.pending.entry.cookie, None
-            self._unlink_pending(hidden)
         image = self._pending.get(parent, name)
         if image is not None:
-            self._rename_pending(image, new_parent, new_name, target, cookie)
+            self._rename_pending(image, new_parent, new_name, target)
         else:
             self._rename_saved(parent, name, new_parent, new_name)
 
     def _rename_saved(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
+        over = self._pending.get(new_parent, new_name)
         target = self._store.lookup(new_parent, new_name)
         if target is not None:
             self._files.prepare_loss(target)
+            self._empty(target.ino)
         moved, replaced = self._store.rename(parent, name, new_parent, new_name, self._now_ns())
+        self._pending.uncover(new_parent, new_name)
         self._pending.take_changed_ns(parent)
         self._pending.take_changed_ns(new_parent)
         image = self._files.image(moved.ino)
@@ -219,27 +241,46 @@ class Namespace:
             image.inode.ctime_ns = moved.ctime_ns
         if replaced is not None:
             self._files.lost_name(replaced)
+        if over is not None:
+            assert over.pending is not None
+            for hidden in list(over.pending.hides):
+                self._remove_hidden(*hidden)
+            self._unlink_pending(over)
 
     def _rename_pending(
-        self, image: OpenImage, new_parent: int, new_name: bytes, target: Inode | None, cookie: int | None
+        self, image: OpenImage, new_parent: int, new_name: bytes, target: Inode | None
     ) -> None:
-        """Only the mount changes; the index keeps `target` until the file is saved."""
+        """Only the mount changes; the index keeps what the file replaces until it is saved."""
         assert image.pending is not None
         old, now_ns = image.pending.entry, self._now_ns()
-        if target is not None:
-            self._files.prepare_loss(target)
-            target.nlink -= 1
-            target.ctime_ns = now_ns
-            self._files.lost_name(target)
-        if cookie is None:
-            cookie = self._store.cookie_for(old, new_parent, new_name)
+        over = self._pending.get(new_parent, new_name)
+        if over is not None:
+            assert over.pending is not None
+            cookie = over.pending.entry.cookie
+            for hidden in list(over.pending.hides):
+                self._pending.hand_over(*hidden, image)
+            self._unlink_pending(over)
+        else:
+            cookie = self._new_cookie(old, new_parent, new_name)
         self._pending.discard(image)
         image.pending.entry = Entry(cookie, new_parent, new_name)
         image.inode.ctime_ns = now_ns
         self._pending.add(image)
         self._pending.touch(old.parent, now_ns)
         self._pending.touch(new_parent, now_ns)
-        self._remove_saved(old.parent, old.name)
+        if self._pending.hides(new_parent, new_name):
+            self._pending.hand_over(new_parent, new_name, image)
+        elif over is None and target is not None:
+            self._files.prepare_loss(target)
+            self._pending.hide(new_parent, new_name, target.ino, image)
+            target.ctime_ns = now_ns
+            self._files.lost_name(target)
+
+    def _new_cookie(self, old: Entry, new_parent: int, new_name: bytes) -> int:
+        """The cookie of a pending name by a rename. That of a saved name it leaves stays with that one."""
+        if self._pending.hides(old.parent, old.name):
+            old = Entry(self._store.numbers.cookie(), old.parent, old.name)
+        return self._store.cookie_for(old, new_parent, new_name)
 
     def _exchange(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         self._existing(new_parent, new_name)
@@ -253,53 +294,7 @@ class Namespace:
             if image is not None:
                 image.inode.ctime_ns = now_ns
 
-    # Attributes
-
-    def change(self, ino: int, changes: Changes) -> Inode:
-        """Change permissions, owner or times; content is `files`' matter."""
-        now_ns = self._now_ns()
-        image = self._files.image(ino)
-        if image is not None:
-            apply(image.inode, changes, now_ns)
-            if image.gone or image.pending is not None:
-                return image.inode
-            if image.dirty:
-                # The times belong to the content that is not saved yet and wait for it.
-                changes = Changes(changes.mode, changes.uid, changes.gid)
-                if changes == Changes():
-                    return image.inode
-        inode = self._files.inode(ino) if image is None else self._store.inode(ino)
-        if inode is None or inode.nlink == 0:
-            return self._files.inode(ino)
-        if image is None or image.dirty:
-            apply(inode, changes, now_ns)
-        else:
-            inode = image.inode
-        self._store.update_inode(inode)
-        if stat.S_ISDIR(inode.mode) and changes.mtime_ns is not None:
-            self._pending.take_changed_ns(ino)
-        return self._as_seen(image.inode if image is not None else inode)
-
-    def write_directory_times(self) -> None:
-        """Write down what pending names changed and no save took along (at unmount)."""
-        for ino, changed_ns in self._pending.all_changed().items():
-            inode = self._store.inode(ino)
-            if inode is not None:
-                inode.mtime_ns = inode.ctime_ns = changed_ns
-                self._store.update_inode(inode)
-            self._pending.take_changed_ns(ino)
-
     # Checks
-
-    def _as_seen(self, inode: Inode) -> Inode:
-        image = self._files.image(inode.ino)
-        if image is not None:
-            return image.inode
-        if stat.S_ISDIR(inode.mode):
-            changed_ns = self._pending.changed_ns(inode.ino)
-            if changed_ns is not None:
-                inode.mtime_ns = inode.ctime_ns = changed_ns
-        return inode
 
     def _existing(self, parent: int, name: bytes) -> Inode:
         inode = self.lookup(parent, name)
@@ -312,12 +307,15 @@ class Namespace:
         directory = self._files.inode(parent)
         if directory.nlink == 0:
             raise _error(errno.ENOENT)
-        if self._pending.get(parent, name) is not None or self._store.lookup(parent, name) is not None:
+        if self.lookup(parent, name) is not None:
             raise _error(errno.EEXIST)
         return directory
 
     def _check_empty(self, ino: int) -> None:
-        if self._store.has_entries(ino) or self._pending.has(ino):
+        hidden = self._pending.hidden_in(ino)
+        # One more than is hidden: then one of them is seen.
+        seen = len(self._store.entries(ino, 0, len(hidden) + 1)) > len(hidden)
+        if seen or self._pending.has(ino):
             raise _error(errno.ENOTEMPTY)
 
     def _check_replaceable(self, moved: Inode, target: Inode) -> None:

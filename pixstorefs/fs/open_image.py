@@ -24,10 +24,14 @@ from pixstorefs.store.store import Store
 
 @dataclass(slots=True)
 class PendingName:
-    """The name of a file that was created and never saved, and the xattrs it got meanwhile."""
+    """The name of a file that was created and never saved, and the xattrs it got meanwhile.
+
+    `hides`: names, (directory, name), of saved files that it was renamed over, there or on its way here.
+    """
 
     entry: Entry
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    hides: set[tuple[int, bytes]] = field(default_factory=set)
 
 
 class ReadBuffer:

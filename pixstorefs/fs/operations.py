@@ -21,6 +21,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.fs.attributes import Changes, blocks
 from pixstorefs.fs.files import Files
+from pixstorefs.fs.metadata import Metadata
 from pixstorefs.fs.namespace import NAME_LIMIT_BYTES, Namespace
 from pixstorefs.fs.operations_polling import Turns
 from pixstorefs.fs.operations_reading import Reading
@@ -69,7 +70,7 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = True
-    enable_acl = False
+    enable_acl = True
 
     def __init__(
         self,
@@ -92,14 +93,15 @@ class Operations(pyfuse3.Operations):
         self._saving = Saving(store, self._files, turns)
         self._reading = Reading(store, turns)
         self._names = Namespace(store, self._files, pending, now_ns)
-        self._xattrs = Xattrs(store, self._files, now_ns)
+        self._metadata = Metadata(store, self._files, pending, now_ns)
+        self._xattrs = Xattrs(store, self._files, self._metadata, now_ns)
 
     def close(self) -> None:
         """Save every draft that is left, after the kernel has gone."""
         self._reading.close()
         self._saving.save_all()
         if not self._read_only:
-            self._names.write_directory_times()
+            self._metadata.write_directory_times()
 
     # Names
 
@@ -202,18 +204,18 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._names.inode(inode))
+        return self._entry(self._files.inode(inode))
 
     @_answered
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
         if fields.update_size:
-            await self._saving.set_size(inode, attr.st_size, fh)
+            await self._saving.set_size(inode, attr.st_size, fh, keeps_set_id=ctx.uid == 0)
         changes = _changes(attr, fields)
         if changes == Changes():
-            return self._entry(self._names.inode(inode))
-        return self._entry(await self._saving.with_room(lambda: self._names.change(inode, changes)))
+            return self._entry(self._files.inode(inode))
+        return self._entry(await self._saving.with_room(lambda: self._metadata.change(inode, changes)))
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
@@ -225,7 +227,8 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self._saving.with_room(lambda: self._xattrs.put(inode, name, value))
+        of_group = self._is_of_group(inode, ctx)
+        await self._saving.with_room(lambda: self._xattrs.put(inode, name, value, of_group=of_group))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -271,7 +274,8 @@ class Operations(pyfuse3.Operations):
         if image is not None and flags & os.O_TRUNC:
             await self._saving.settled(image)
         # ESTALE, where the file was replaced since the kernel looked at its name, makes it look again.
-        return FileInfo(fh=self._files.open(inode, flags), keep_cache=True)
+        handle = self._files.open(inode, flags, keeps_set_id=ctx.uid == 0)
+        return FileInfo(fh=handle, keep_cache=True)
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -319,13 +323,23 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         await self._saving.release(fh)
 
+    def _is_of_group(self, ino: int, ctx: RequestContext) -> bool:
+        """Whether who asks belongs to the group of an inode, or may do without."""
+        gid = self._files.inode(ino).gid
+        if ctx.uid == 0 or ctx.gid == gid:
+            return True
+        try:
+            return gid in pyfuse3.get_sup_groups(ctx.pid)
+        except (OSError, RuntimeError):
+            return False  # it has ended, or lives in another PID namespace: less, not more
+
     def _entry(self, inode: Inode) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = inode.ino
         entry.generation = self._files.generation(inode.ino)
         entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
         entry.st_mode = inode.mode
-        entry.st_nlink = inode.nlink
+        entry.st_nlink = self._files.links(inode)
         entry.st_uid = inode.uid
         entry.st_gid = inode.gid
         entry.st_rdev = inode.rdev

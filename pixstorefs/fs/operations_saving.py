@@ -12,7 +12,6 @@ from pixstorefs.errors import PixstoreError
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.open_image import OpenImage
 from pixstorefs.fs.operations_polling import Turns
-from pixstorefs.store.records import Entry
 from pixstorefs.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -49,13 +48,17 @@ class Saving:
             self._log_lost(image, error)
         if image.handles:
             return  # opened again while the save paused
-        names = self._names_of(image) if image.to_save else []
+        names = self._names_of(image) if image.to_save else set()
         if self._files.close(image):
             # From a thread: it may wait for requests of ours.
             await self._turns.in_thread(_make_kernel_forget, image.inode.ino, names)
 
-    def _names_of(self, image: OpenImage) -> list[Entry]:
-        return self._store.names(image.inode.ino) if image.pending is None else [image.pending.entry]
+    def _names_of(self, image: OpenImage) -> set[tuple[int, bytes]]:
+        """Names, (directory, name), that show something else when the image is given up."""
+        pending = image.pending
+        if pending is not None:
+            return {(pending.entry.parent, pending.entry.name), *pending.hides}
+        return {(entry.parent, entry.name) for entry in self._store.names(image.inode.ino)}
 
     def _log_lost(self, image: OpenImage, error: OSError | PixstoreError) -> None:
         log.error("%s was not saved: %s. The version before it is intact", self.path(image), error)
@@ -80,8 +83,8 @@ class Saving:
             assert isinstance(image.saving, trio.Event)
             await image.saving.wait()
 
-    async def set_size(self, ino: int, size_bytes: int, handle: int | None) -> None:
-        """truncate(2) where `handle` is None, else ftruncate(2)."""
+    async def set_size(self, ino: int, size_bytes: int, handle: int | None, *, keeps_set_id: bool) -> None:
+        """truncate(2) where `handle` is None, else ftruncate(2). `keeps_set_id`: see `Files.truncate`."""
         image = self._files.image(ino)
         opened = None
         if image is None:
@@ -90,7 +93,7 @@ class Saving:
         await self.settled(image)
         was_dirty = image.dirty
         try:
-            await self.with_room(lambda: self._files.truncate(image, size_bytes))
+            await self.with_room(lambda: self._files.truncate(image, size_bytes, keeps_set_id=keeps_set_id))
             if handle is None and not was_dirty:
                 # truncate(2): there is no close that could save it.
                 await self.save(image)
@@ -115,7 +118,7 @@ class Saving:
         return self._store.path_of(image.inode.ino)
 
 
-def _make_kernel_forget(ino: int, names: list[Entry]) -> None:
+def _make_kernel_forget(ino: int, names: set[tuple[int, bytes]]) -> None:
     """The kernel still caches a draft that was given up: make it ask again.
 
     Dropping pages and attributes is not enough: with the write-back cache the kernel trusts its own size of
@@ -123,8 +126,15 @@ def _make_kernel_forget(ino: int, names: list[Entry]) -> None:
     """
     try:
         pyfuse3.invalidate_inode(ino)
-        for entry in names:
-            pyfuse3.invalidate_entry(entry.parent, entry.name)
     except OSError as error:
-        if error.errno != errno.ENOENT:  # the kernel has forgotten it already
-            log.warning("the kernel's cache of inode %d could not be dropped: %s", ino, error)
+        _complain(ino, error)
+    for parent, name in names:
+        try:
+            pyfuse3.invalidate_entry(parent, name)
+        except OSError as error:
+            _complain(ino, error)
+
+
+def _complain(ino: int, error: OSError) -> None:
+    if error.errno != errno.ENOENT:  # the kernel has forgotten it already
+        log.warning("the kernel's cache of inode %d could not be dropped: %s", ino, error)

@@ -11,15 +11,17 @@ import stat
 from collections.abc import Callable
 
 from pixstorefs.errors import CorruptImage
+from pixstorefs.fs.acl import ACCESS, DEFAULT
 from pixstorefs.fs.files import Files
+from pixstorefs.fs.metadata import Metadata
 from pixstorefs.store.images import measure_object
 from pixstorefs.store.records import Inode
 from pixstorefs.store.store import Store
 
 OWN_PREFIX = b"user.pixstore."
-# Not `system.`, access control lists above all: kept as mere bytes they would be a promise nobody enforces,
-# and `cp -a` trusts that who takes them sets the mode as well. Refused, programs fall back to chmod.
+# Of `system.` only access control lists, which are more than bytes: see `metadata`.
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
+_LISTS = (ACCESS, DEFAULT)
 # Linux's own limits (xattr(7)); the kernel checks them, too.
 NAME_LIMIT_BYTES = 255
 VALUE_LIMIT_BYTES = 65536
@@ -28,9 +30,10 @@ VALUE_LIMIT_BYTES = 65536
 class Xattrs:
     """Extended attributes of a mount. Errors are OSErrors with the errno that Linux gives."""
 
-    def __init__(self, store: Store, files: Files, now_ns: Callable[[], int]) -> None:
+    def __init__(self, store: Store, files: Files, metadata: Metadata, now_ns: Callable[[], int]) -> None:
         self._store = store
         self._files = files
+        self._metadata = metadata
         self._now_ns = now_ns
 
     def get(self, ino: int, name: bytes) -> bytes:
@@ -39,8 +42,7 @@ class Xattrs:
         if name.startswith(OWN_PREFIX):
             value = self._own(self._files.inode(ino), name[len(OWN_PREFIX) :])
         else:
-            unsaved = self._files.unsaved_xattrs(ino)
-            value = self._store.xattr(ino, name) if unsaved is None else unsaved.get(name)
+            value = self._files.xattr(ino, name)
         if value is None:
             raise _error(errno.ENODATA)
         return value
@@ -50,9 +52,17 @@ class Xattrs:
         unsaved = self._files.unsaved_xattrs(ino)
         return self._store.xattr_names(ino) if unsaved is None else list(unsaved)
 
-    def put(self, ino: int, name: bytes, value: bytes) -> None:
-        """Set an attribute. Raises EPERM for ours, EOPNOTSUPP, ERANGE, E2BIG."""
+    def put(self, ino: int, name: bytes, value: bytes, *, of_group: bool) -> None:
+        """Set an attribute; `of_group`: see Metadata.put_access_acl.
+
+        Raises EPERM for ours, EOPNOTSUPP, ERANGE, E2BIG, EINVAL and EACCES for access control lists.
+        """
         _check_name(name)
+        if name == ACCESS:
+            self._metadata.put_access_acl(ino, value, of_group=of_group)
+            return
+        if name == DEFAULT:
+            self._metadata.check_default_acl(ino, value)
         if name.startswith(OWN_PREFIX):
             raise _error(errno.EPERM)
         if len(name) > NAME_LIMIT_BYTES:
@@ -73,6 +83,8 @@ class Xattrs:
         """Remove an attribute. Raises ENODATA, EOPNOTSUPP, EPERM for ours."""
         if name.startswith(OWN_PREFIX):
             raise _error(errno.EPERM)
+        if name in _LISTS and self._files.xattr(ino, name) is None:
+            return  # every file has an access list, if only the one that its mode is
         self.get(ino, name)
         unsaved = self._files.unsaved_xattrs(ino)
         changed_ns = self._touched(ino)
@@ -113,7 +125,7 @@ def _check_name(name: bytes) -> None:
     """EOPNOTSUPP outside the namespaces we keep, EINVAL for the mere name of one: FUSE lets both through."""
     if name in _NAMESPACES:
         raise _error(errno.EINVAL)
-    if not name.startswith(_NAMESPACES):
+    if name not in _LISTS and not name.startswith(_NAMESPACES):
         raise _error(errno.EOPNOTSUPP)
 
 

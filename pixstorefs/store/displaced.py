@@ -28,12 +28,15 @@ def erase(index: Index, inode: Inode, token: int) -> None:
     index.delete_inode(inode.ino)
 
 
-def restore(index: Index, lost_ino: int, usable: Callable[[Inode, Version], bool], cookie: int) -> bool:
-    """An image was lost: give its name back to the one it displaced, or to the one that did before it.
+def restore(
+    index: Index, lost_ino: int, usable: Callable[[Inode, Version], bool], new_cookie: Callable[[], int]
+) -> bool:
+    """An image was lost: give each name it took back to who had it, or to who had it before that one.
 
-    Returns whether there was one that is `usable` with its current version, or made so with an older one.
-    `cookie` becomes that of the entry.
+    Returns whether one came back. An image comes back if it is `usable` with its current version, or made so
+    with an older one.
     """
+    restored = False
     for parent, name, ino in index.displaced_by(lost_ino):
         inode = index.inode(ino)
         version = index.version(inode.version_id) if inode and inode.version_id is not None else None
@@ -42,8 +45,8 @@ def restore(index: Index, lost_ino: int, usable: Callable[[Inode, Version], bool
         if usable(inode, version):
             inode.nlink += 1
             index.update_inode(inode)
-            index.insert_entry(Entry(cookie, parent, name, linked=inode.nlink > 1), ino)
-            return True
-        if restore(index, ino, usable, cookie):
-            return True
-    return False
+            index.insert_entry(Entry(new_cookie(), parent, name, linked=inode.nlink > 1), ino)
+            restored = True
+        elif restore(index, ino, usable, new_cookie):
+            restored = True
+    return restored

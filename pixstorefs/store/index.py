@@ -196,10 +196,6 @@ class Index(Database):
         )
         return [Entry(cookie, parent, name, bool(linked)) for cookie, parent, name, linked in rows]
 
-    def has_entries(self, parent: int) -> bool:
-        """Whether a directory has any entry."""
-        return self.one("SELECT 1 FROM entry WHERE parent=? LIMIT 1", parent) is not None
-
     def insert_entry(self, entry: Entry, ino: int) -> None:
         """Add a name."""
         self.execute(

@@ -8,6 +8,8 @@ that were never saved) are swept. Recovery changes the index in one transaction 
 any point: it then starts anew from the same facts.
 """
 
+from collections.abc import Callable
+
 from pixstorefs.errors import CorruptImage
 from pixstorefs.store.displaced import erase, restore, settle
 from pixstorefs.store.index import Index, State
@@ -16,8 +18,16 @@ from pixstorefs.store.records import Inode, Version
 
 
 def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
-    """Recover after an unclean stop; returns one line for each decision that a person should know."""
+    """Recover after an unclean stop; returns one line for each decision that a person should know.
+
+    Names that come back take cookies from `state`.
+    """
     report: list[str] = []
+
+    def new_cookie() -> int:
+        state.next_cookie += 1
+        return state.next_cookie - 1
+
     with index.transaction():
         recent = index.saved_after(state.durable_token, state.object_floor)
         # The barrier that follows calls them durable. Synced before they are verified, so that what is
@@ -30,7 +40,8 @@ def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
             if inode.nlink == 0:
                 continue  # displaced: looked at if what displaced it is lost
             if not _intact(objects, version, inode.image_id):
-                report.append(_fall_back(index, objects, inode, version))
+                report.append(_fall_back(index, objects, inode, version, new_cookie))
+        index.put_state(state)
         settle(index, state.next_token)
         orphans = set(objects.ids_from(state.object_floor)) - index.known_objects(state.object_floor)
     objects.unlink(orphans)
@@ -69,7 +80,9 @@ def _revert(index: Index, objects: ObjectDirectory, inode: Inode, lost: Version)
     return False
 
 
-def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Version) -> str:
+def _fall_back(
+    index: Index, objects: ObjectDirectory, inode: Inode, lost: Version, new_cookie: Callable[[], int]
+) -> str:
     path = path_of(index, inode.ino)
     if _revert(index, objects, inode, lost):
         return f"{path}: the last save did not reach the disk; the version before it is back"
@@ -77,10 +90,9 @@ def _fall_back(index: Index, objects: ObjectDirectory, inode: Inode, lost: Versi
     def usable(displaced: Inode, version: Version) -> bool:
         return _on_disk(objects, version, displaced) or _revert(index, objects, displaced, version)
 
-    names = index.names(inode.ino)
-    for entry in names:
+    for entry in index.names(inode.ino):
         index.delete_entry(entry.parent, entry.name)
-    restored = restore(index, inode.ino, usable, names[0].cookie)
+    restored = restore(index, inode.ino, usable, new_cookie)
     erase(index, inode, lost.token)
     if restored:
         return f"{path}: what replaced it did not reach the disk; the image before it is back"

@@ -10,9 +10,10 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from pixstorefs.errors import CorruptImage, CorruptStore, NoSpace, ReadOnlyStore
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
+_NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
+
 # SQLite's integers are signed.
 _LARGEST_INO = (1 << 63) - 1
 # How long a close waits for another process that reads the index, to leave an empty log behind.
@@ -44,12 +47,14 @@ _LAST_READER_WAIT_MS = 2000
 class NewName:
     """The name a pending file is saved under for the first time, and the xattrs it got meanwhile.
 
-    `directory_ns`: the mtime and ctime its directory gets from it, None to leave them alone.
+    `directory_ns`: the mtime and ctime its directory gets from it, None to leave them alone. `left`: other
+    names, (directory, name), that it had before and took from saved files: they go with its save.
     """
 
     entry: Entry
     xattrs: Mapping[bytes, bytes]
     directory_ns: int | None
+    left: Collection[tuple[int, bytes]] = ()
 
 
 class Store:
@@ -298,7 +303,8 @@ class Store:
             return token
 
     def _insert_named(self, index: Index, inode: Inode, new: NewName) -> None:
-        self._drop_name(index, new.entry.parent, new.entry.name, inode.ctime_ns, by=inode)
+        for parent, name in (*new.left, (new.entry.parent, new.entry.name)):
+            self._drop_name(index, parent, name, inode.ctime_ns, by=inode)
         index.insert_inode(inode, inode.ctime_ns)
         index.insert_entry(new.entry, inode.ino)
         for name, value in new.xattrs.items():
@@ -358,11 +364,6 @@ class Store:
         entries = self.names(ino)
         return entries[0].parent if entries else ino
 
-    def has_entries(self, ino: int) -> bool:
-        """Whether a directory holds anything saved."""
-        with self.lock:
-            return self.index.has_entries(ino)
-
     def link_target(self, ino: int) -> bytes | None:
         """Where a symlink points."""
         with self.lock:
@@ -378,13 +379,22 @@ class Store:
         with self.lock:
             return path_of(self.index, ino)
 
-    def add(self, inode: Inode, parent: int, name: bytes, target: bytes | None = None) -> None:
+    def add(
+        self,
+        inode: Inode,
+        parent: int,
+        name: bytes,
+        target: bytes | None = None,
+        xattrs: Mapping[bytes, bytes] = _NO_XATTRS,
+    ) -> None:
         """A new directory, symlink or special file. Raises FileExistsError."""
         with self._change() as index:
             if index.entry(parent, name):
                 raise FileExistsError(errno.EEXIST, "exists", name)
             index.insert_inode(inode, inode.ctime_ns, target)
             index.insert_entry(Entry(self.numbers.cookie(), parent, name), inode.ino)
+            for attribute, value in xattrs.items():
+                index.put_xattr(inode.ino, attribute, value)
             index.touch_directory(parent, inode.ctime_ns, int(stat.S_ISDIR(inode.mode)))
 
     def link(self, ino: int, parent: int, name: bytes, now_ns: int) -> Inode:
@@ -479,10 +489,15 @@ class Store:
             index.touch_directory(parent, now_ns, links if parent != other_parent else 0)
             index.touch_directory(other_parent, now_ns, -links if parent != other_parent else 0)
 
-    def update_inode(self, inode: Inode) -> None:
-        """Save changed attributes."""
+    def update_inode(self, inode: Inode, xattrs: Mapping[bytes, bytes | None] = _NO_XATTRS) -> None:
+        """Save changed attributes, and with them extended ones (None: removed)."""
         with self._change() as index:
             index.update_inode(inode)
+            for name, value in xattrs.items():
+                if value is None:
+                    index.delete_xattr(inode.ino, name)
+                else:
+                    index.put_xattr(inode.ino, name, value)
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         """The value of an extended attribute."""

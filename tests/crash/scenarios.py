@@ -188,6 +188,10 @@ SCENARIOS = (
     Scenario("save an empty file", (_save("new", 0),)),
     Scenario("save what was rewritten", (lambda store: save_file(store, "long", _rewritten),)),
     Scenario("save over another", (_save("a", 1000),)),
+    Scenario(
+        "save over two others",
+        (lambda store: save_file(store, "b", lambda draft: draft.write(0, image(1000, "b")), left=("a",)),),
+    ),
     Scenario("update", (_update("a", SEGMENT + 1),)),
     Scenario("update to nothing", (_update("a", 0),)),
     Scenario("update twice", (_update("a", 1000), _update("a", 2000))),

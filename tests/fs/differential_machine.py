@@ -9,8 +9,6 @@ Left out, because the two cannot be equal by nature:
     sizes of directories                        ext4 counts blocks, a store has none
     times set by the clock                      two calls, two moments: both have to be of this run
     atimes set by reading                       a store does not record them
-    set-id bits of files                        a writer that may keep them keeps them on ext4; the kernel
-                                                does not tell a FUSE server who writes
     names, order and resuming of xattrs beyond  ext4 has 4 KiB for all of an inode's, a store 64 KiB for each
         a few short ones
     SEEK_HOLE, fallocate, O_TMPFILE             pyfuse3 has no handlers for them
@@ -306,8 +304,6 @@ def _moment(time_ns: int, began_ns: int) -> object:
 def attributes(status: os.stat_result, began_ns: int) -> dict[str, object]:
     """What of stat(2) has to be equal."""
     mode = status.st_mode
-    if stat.S_ISREG(mode):
-        mode &= ~(stat.S_ISUID | stat.S_ISGID)
     found: dict[str, object] = {
         "mode": oct(mode),
         "nlink": status.st_nlink,

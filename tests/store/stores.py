@@ -57,9 +57,18 @@ def objects_of(store: Path) -> dict[int, Path]:
 
 
 def save_file(
-    store: Store, name: str, fill: Callable[[Draft], None], *, mtime_ns: int = 1, parent: int = ROOT_INO
+    store: Store,
+    name: str,
+    fill: Callable[[Draft], None],
+    *,
+    mtime_ns: int = 1,
+    parent: int = ROOT_INO,
+    left: tuple[str, ...] = (),
 ) -> Inode:
-    """A new file with whatever `fill` writes into its draft, as a mount would save it."""
+    """A new file with whatever `fill` writes into its draft, as a mount would save it.
+
+    `left`: names of others in the root directory that it was renamed over before.
+    """
     with store.lock:
         ino = store.numbers.ino()
         image_id = store.allocator.new_image_id(ino)
@@ -68,7 +77,8 @@ def save_file(
         try:
             fill(draft)
             entry = Entry(store.numbers.cookie(), parent, name.encode())
-            store.save(inode, draft, draft.seal_at_once(), NewName(entry, {}, mtime_ns))
+            new = NewName(entry, {}, mtime_ns, [(ROOT_INO, other.encode()) for other in left])
+            store.save(inode, draft, draft.seal_at_once(), new)
         finally:
             draft.close()
     return inode

@@ -305,6 +305,28 @@ def test_careful_save_without_fsync(store: Store, place: Place) -> None:
         assert len(objects_of(torn)) == len(OLD)
 
 
+def test_a_lost_image_gives_back_every_name_it_took(store: Store, place: Place) -> None:
+    """Renamed over one image and on over another, without fsync: if its content is lost, both are back."""
+    with store.lock:
+        before = objects_of(place.path)
+        _create(store, "tmp", image(SEGMENT, "tmp"))
+        store.rename(ROOT_INO, b"tmp", ROOT_INO, b"a", 9)
+        store.rename(ROOT_INO, b"a", ROOT_INO, b"b", 9)
+        save_file(store, "d", lambda draft: draft.write(0, image(SEGMENT, "d2")), left=("c",))
+        whole = _crash(store, place, "whole")
+        torn = _crash(store, place, "torn")
+    for path in _newer_than(before, torn):
+        _gone(path)
+
+    with _reopened(place, whole) as recovered:
+        assert tree(recovered) == {"b": image(SEGMENT, "tmp"), "d": image(SEGMENT, "d2")}
+    with _reopened(place, torn) as recovered:
+        assert tree(recovered) == OLD
+        _create(recovered, "new", image(10, "new"))
+        assert tree(recovered) == OLD | {"new": image(10, "new")}
+        assert len(recovered.report) == 2
+
+
 def test_careful_save_over_an_update(store: Store, place: Place) -> None:
     """An update, and at once a rename over it: if both contents are lost, the durable version is back."""
     with store.lock:
