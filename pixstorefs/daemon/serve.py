@@ -13,7 +13,7 @@ import os
 import pyfuse3
 import trio
 
-from pixstorefs.daemon import mounts, owner, session
+from pixstorefs.daemon import linux, mounts, owner, session
 from pixstorefs.daemon.plan import MountPlan
 from pixstorefs.daemon.process import EXIT_UNEXPECTED, Announce
 from pixstorefs.daemon.signals import StopRequest
@@ -45,7 +45,11 @@ def serve(plan: MountPlan, secret: Secret, announce: Announce) -> int:
     stop.install()
     store = _open_store(plan, secret)
     operations = Operations(
-        store, read_only=plan.read_only, allow_other=plan.allow_other, durable_close=plan.durable_close
+        store,
+        read_only=plan.read_only,
+        allow_other=plan.allow_other,
+        durable_close=plan.durable_close,
+        now_ns=linux.FileClock().now_ns,
     )
     try:
         chosen = session.options(
