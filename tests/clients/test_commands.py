@@ -173,7 +173,7 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
         zip -q -X -u all.zip album/*.png || echo "status $?"; rm album/animated.gif
         zip -q -X -d all.zip album/icon.ico
         unzip -qq -o all.zip -d out; unzip -Z1 all.zip | sort; unzip -p all.zip album/baseline.jpg | cksum
-        find album | sort | zip -q -X -s 400k -@ split.zip; cksum split.z*
+        find album -type f | sort | zip -q -X -s 400k -@ split.zip; cksum split.z*
         zip -q -X -m moved.zip album/pixels.ppm; unzip -qq all.zip 'album/missing' || echo "status $?"
         """,
     ),
