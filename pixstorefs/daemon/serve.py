@@ -13,7 +13,7 @@ import os
 import pyfuse3
 import trio
 
-from pixstorefs.daemon import mounts, owner, session
+from pixstorefs.daemon import linux, mounts, owner, session
 from pixstorefs.daemon.idle import IdleWatch
 from pixstorefs.daemon.plan import MountPlan
 from pixstorefs.daemon.process import EXIT_UNEXPECTED, Starter
@@ -48,7 +48,12 @@ def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
     store = _open_store(plan, secret)
     turns = Turns()
     operations = Operations(
-        store, turns, read_only=plan.read_only, allow_other=plan.allow_other, durable_close=plan.durable_close
+        store,
+        turns,
+        read_only=plan.read_only,
+        allow_other=plan.allow_other,
+        durable_close=plan.durable_close,
+        now_ns=linux.FileClock().now_ns,
     )
     idle = IdleWatch(plan.idle_unmount_s) if plan.idle_unmount_s else None
     try:

@@ -25,8 +25,27 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
 def places(shared: Mount, tmp_path: Path) -> tuple[Path, Path]:
     """A directory on the shared mount and one on the disk, both empty."""
     inside = shared.mountpoint / tmp_path.name
-    inside.mkdir()
+    inside.mkdir(mode=0o700)
     return inside, tmp_path
+
+
+@pytest.fixture
+def albums(places: tuple[Path, Path]) -> tuple[Path, Path]:
+    """The same pictures on the mount and on the disk, last changed long ago."""
+    on_mount, on_disk = (place / "album" for place in places)
+    on_disk.mkdir()
+    for name, content in pictures.every_format().items():
+        (on_disk / name).write_bytes(content)
+    for seed, name in enumerate(("with two  spaces.jpg", "Größe — 写真.jpg", "-dash.jpg")):
+        (on_disk / name).write_bytes(pictures.jpeg(seed, (900, 1300)))
+    os.link(on_disk / "baseline.jpg", on_disk / "linked.jpg")
+    os.setxattr(on_disk / "baseline.jpg", "user.rating", b"5")
+    for path in [*on_disk.iterdir(), on_disk]:
+        os.utime(path, ns=(10**18, 10**18 + 123_456_789))
+    run("cp", "-a", on_disk, on_mount)
+    for place in places:
+        os.utime(place, ns=(10**18, 10**18))
+    return on_mount, on_disk
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,18 @@ def assert_same(
     assert not lines, f"{len(lines)} differences:\n" + "\n".join(lines[:_SHOWN_DIFFERENCES])
 
 
+def assert_times_agree(on_mount: Path, on_disk: Path, started_ns: int, ended_ns: int) -> None:
+    """Times that the edit kept are equal on both sides; times that it made lie within the edit."""
+    # The kernel's clock for files ticks every few milliseconds.
+    earliest_ns = started_ns - 20_000_000
+    for name, node in describe(on_disk).items():
+        seen_ns = os.lstat(os.fsencode(on_mount) + b"/" + name).st_mtime_ns
+        if node.mtime_ns < earliest_ns:
+            assert seen_ns == node.mtime_ns, name
+        else:
+            assert earliest_ns <= seen_ns <= ended_ns, name
+
+
 def _node(path: bytes, status: os.stat_result, names: tuple[bytes, ...], *, times: bool) -> Node:
     is_file = stat.S_ISREG(status.st_mode)
     is_link = stat.S_ISLNK(status.st_mode)

@@ -1,6 +1,10 @@
-"""The long forms of the crash tests, for scripts/torture: as many rounds as asked for, and the counts."""
+"""The long forms of the crash tests, for scripts/torture: as many rounds as asked for, and the counts.
+
+And of the load: as many minutes as asked for, and what they cost.
+"""
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,12 +16,13 @@ from typing import Any
 import cutting
 import filling
 import killing
+import loading
 from disks import LoopDisk
 from support import Mount
 
 # A new store every so often: recovery piles up in one, and the first moments of one are tried often, too.
 _ROUNDS_A_STORE = {"kills": 50, "cuts": 20, "full": 50}
-_DEFAULT_ROUNDS = {"kills": 1000, "cuts": 200, "full": 100}
+_DEFAULT_ROUNDS = {"kills": 1000, "cuts": 200, "full": 100, "load": 10}
 
 
 def kills(rounds: int, seed: int) -> Any:
@@ -44,6 +49,20 @@ def full(rounds: int, seed: int) -> Any:
         tally = filling.fill_repeatedly(mount, rounds)
         mount.unmount()
         return tally
+
+
+def load(minutes: int) -> None:
+    """stress-ng and fio, eight workers; prints what they did and the memory it took."""
+    with (
+        _mount() as mount,
+        LoopDisk(mount.directory, "ext4", loading.DISK_SIZE_MIB).mounted(mount) as disk,
+    ):
+        mount.store = disk.path / "store"
+        mount.mount()
+        tally = loading.load(mount, minutes * 60, slice_s=20, stressors_at_once=6)
+    print(f"load: {tally}, 0 losses", flush=True)
+    idle = [name for name, count in tally.operations.items() if not count]
+    assert not idle, f"these stressors did nothing, so they proved nothing: {idle}"
 
 
 @contextmanager
@@ -75,18 +94,23 @@ def repeat(name: str, run: Callable[[int, int], Any], rounds: int, a_store: int,
 def main() -> int:
     """Torture as asked; the exit status is 1 at the first loss."""
     parser = argparse.ArgumentParser(prog="torture", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("kills", "cuts", "full"))
-    parser.add_argument("rounds", type=int, nargs="?", help="kills, cuts of each file system, or rounds")
+    parser.add_argument("what", choices=("kills", "cuts", "full", "load"))
+    parser.add_argument("rounds", type=int, nargs="?", help="kills, cuts of each disk, rounds, or minutes")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
+    missing = [name for name in loading.PROGRAMS if asked.what == "load" and not shutil.which(name)]
+    if missing:
+        parser.error(f"{' and '.join(missing)} missing: scripts/test installs what the tests drive")
     rounds = asked.rounds or _DEFAULT_ROUNDS[asked.what]
-    runs: dict[str, Callable[[int, int], Any]] = {"kills": kills, "full": full}
-    if asked.what == "cuts":
-        runs = {"cuts on ext4": cuts("ext4"), "cuts on xfs": cuts("xfs")}
-    else:
-        runs = {asked.what: runs[asked.what]}
+    runs: dict[str, dict[str, Callable[[int, int], Any]]] = {
+        "kills": {"kills": kills},
+        "cuts": {"cuts on ext4": cuts("ext4"), "cuts on xfs": cuts("xfs")},
+        "full": {"full": full},
+    }
     try:
-        for name, run in runs.items():
+        if asked.what == "load":
+            load(rounds)
+        for name, run in runs.get(asked.what, {}).items():
             repeat(name, run, rounds, _ROUNDS_A_STORE[asked.what], asked.seed)
     except AssertionError as error:
         print(f"LOST: {error}")

@@ -34,6 +34,24 @@ def test_inodes_and_times_are_stable_over_remounts(mounted: Mount) -> None:
     assert os.listdir(top) == order
 
 
+def test_times_are_in_the_order_of_events(mounted: Mount) -> None:
+    """The kernel stamps what is written, the daemon what is made: neither is ahead of the other.
+
+    `find -newer` a stamp file, and make, would miss what was written at once after it.
+    """
+    events = []
+    for number in range(100):
+        path = mounted.mountpoint / f"{number}.jpg"
+        path.touch()
+        path.with_suffix(".folder").mkdir()
+        path.with_suffix(".written").write_bytes(b"written")
+        path.with_suffix(".stamp").open("wb").close()
+        path.with_suffix(".later").write_bytes(b"later")
+        events += [path.with_suffix(f".{name}") for name in ("jpg", "folder", "written", "stamp", "later")]
+    times_ns = [path.stat().st_mtime_ns for path in events]
+    assert times_ns == sorted(times_ns)
+
+
 def test_images_tell_about_themselves(mounted: Mount) -> None:
     """Every regular file has an id and a token, images a format and a size; ids survive, tokens grow."""
     photo = mounted.mountpoint / "photo"

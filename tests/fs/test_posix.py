@@ -125,7 +125,7 @@ def _writers_take_set_id_bits_away() -> object:
     everybody, all_but_root = (0, ALICE, BOB), (ALICE, BOB)
     for mode in (0o6777, 0o2767, 0o4666):
         for call, users in (
-            # On a mount also root's writes take them, as POSIX allows; chown(-1, -1) does not: see docs/posix.md.
+            # On a mount also root's writes take them, and chown(-1, -1) does not: see docs/posix.md.
             (write, all_but_root),
             (look_while_open, all_but_root),
             (write_nothing, everybody),

@@ -17,19 +17,31 @@ def require(*programs: str) -> None:
         cannot_run(f"not installed: {', '.join(missing)}")
 
 
+def environment(home: Path | None = None) -> dict[str, str]:
+    """This process's, with the same messages and times everywhere; `home` is for what a program keeps."""
+    changes = {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    if home is not None:
+        changes |= {name: str(home) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
+    return os.environ | changes
+
+
 def run(
     *arguments: str | os.PathLike[str],
     cwd: Path | None = None,
     status: int = 0,
     quiet: bool = True,
+    errors_too: bool = False,
     input_text: str | None = None,
 ) -> str:
-    """Run a program to its end; returns what it printed. Anything on stderr fails where `quiet`."""
+    """Run a program to its end; returns what it printed, on stderr as well where `errors_too`.
+
+    Anything on stderr fails where `quiet`.
+    """
     require(os.fspath(arguments[0]))
     result = subprocess.run(
         [os.fspath(argument) for argument in arguments],
         cwd=cwd,
-        env=os.environ | {"LC_ALL": "C.UTF-8", "TZ": "UTC"},
+        env=environment(),
         input=input_text or "",
         capture_output=True,
         text=True,
@@ -40,4 +52,4 @@ def run(
     said = f"{arguments}\n{result.stdout}\n{result.stderr}"
     assert result.returncode == status, said
     assert not quiet or not result.stderr, said
-    return result.stdout
+    return result.stdout + (result.stderr if errors_too else "")
