@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Shared by scripts/pixstorefs and scripts/test: makes this machine able to run the checkout, once, and finds out
+# Shared by the scripts beside it: makes this machine able to run the checkout, once, and finds out
 # without starting Python, pip or apt that this was done already. Sourced, never run.
 #
 # A virtual environment of ours holds a directory `.pixstorefs` with
-#   run.stamp, test.stamp   copies of everything that decided what is installed; written last, so a stamp means "complete"
+#   {run,test,bench}.stamp  copies of everything that decided what is installed; written last, so a stamp means "complete"
 #   changing                exists while the environment is being changed; one left behind means "interrupted: rebuild"
 #   lock                    held during setup
 #   setup.log               what apt and pip said the last time
@@ -43,7 +43,7 @@ read_pyproject() {
     give_up "cannot read $CHECKOUT/pyproject.toml"
 }
 
-read_stamp() { # <venv> <run|test>
+read_stamp() { # <venv> <run|test|bench>
   STAMPED_FORMAT='' STAMPED_CHECKOUT='' STAMPED_PYTHON='' STAMPED_REQUEST='' STAMPED_PYPROJECT=''
   [[ -r $1/.pixstorefs/$2.stamp ]] || return 1
   {
@@ -64,7 +64,7 @@ environment_is_sound() { # <venv>, after read_stamp
     [[ -z ${PIXSTOREFS_PYTHON-} || $PIXSTOREFS_PYTHON == "$STAMPED_REQUEST" ]]
 }
 
-is_ready() { # <venv> <run|test>
+is_ready() { # <venv> <run|test|bench>
   read_stamp "$1" "$2" && environment_is_sound "$1" &&
     [[ $STAMPED_PYPROJECT == "$PYPROJECT" && -x $1/bin/pixstorefs ]] && type -P fusermount3 >/dev/null
 }
@@ -284,18 +284,28 @@ make_environment() {
     give_up_with_log 'making the environment failed' "Interpreter: $PYTHON; set PIXSTOREFS_PYTHON for another one."
 }
 
-install_package() { # <run|test>
+install_package() { # <run|test|bench>
   local what=.
-  if [[ $1 == test ]]; then what='.[test]'; fi
+  if [[ $1 != run ]]; then what=".[$1]"; fi
   say 'installing pixstorefs and what it needs; the first time this takes a minute or two'
   # Editable: a change in the sources needs no new setup. -I keeps the checkout itself off pip's module path.
   # A "user = true" in pip's configuration contradicts any virtual environment; all the rest of it is honoured.
   (cd -- "$CHECKOUT" && PIP_USER=0 run_logged "$VENV/bin/python3" -I -m pip install --editable "$what")
 }
 
-write_stamp() { # <run|test>
+write_stamp() { # <run|test|bench>
   printf '%s\n%s\n%s\n%s\n%s' "$STAMP_FORMAT" "$CHECKOUT" "$PYTHON" "$PYTHON_REQUEST" "$PYPROJECT" >"$STATE/$1.stamp.new"
   mv -f -- "$STATE/$1.stamp.new" "$STATE/$1.stamp"
+}
+
+# A stamp of an earlier pyproject.toml would speak again if that came back, with other packages beside it.
+drop_outdated_stamps() {
+  local extra
+  for extra in test bench; do
+    if ! read_stamp "$VENV" "$extra" || [[ $STAMPED_PYPROJECT != "$PYPROJECT" ]]; then
+      rm -f -- "$STATE/$extra.stamp"
+    fi
+  done
 }
 
 # Children inherit the lock on purpose: a pip that outlives a killed setup keeps the next one waiting, not colliding.
@@ -309,7 +319,7 @@ take_lock() {
 
 drop_lock() { if [[ -n ${LOCK_FD-} ]]; then exec {LOCK_FD}>&-; fi; }
 
-set_up() { # <run|test>
+set_up() { # <run|test|bench>
   local reuse=''
   # The version needed is written in one place only.
   [[ $PYPROJECT =~ requires-python[[:space:]]*=[[:space:]]*\"\>=3\.([0-9]+) ]] ||
@@ -340,15 +350,15 @@ set_up() { # <run|test>
       'Mostly this is the network or the package index: see pip config list, PIP_INDEX_URL.' \
       "If the environment itself seems broken, remove it: rm -rf '$VENV'"
   fi
-  rm -f -- "$STATE/test.stamp"
-  if [[ $1 == test ]]; then write_stamp test; fi
+  drop_outdated_stamps
+  if [[ $1 != run ]]; then write_stamp "$1"; fi
   write_stamp run
   rm -f -- "$STATE/changing"
   say 'done'
   drop_lock
 }
 
-# bootstrap <run|test>: returns with VENV set to an environment that holds what is asked for, or ends the script.
+# bootstrap <run|test|bench>: returns with VENV set to an environment that holds what is asked for, or ends the script.
 bootstrap() {
   local place
   read_pyproject

@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -10,12 +9,12 @@ import tempfile
 import click
 from rich.console import Console
 
-from . import machine, packages, process, report
-from .peers import SYSTEMS
-from .rows import ROWS, Row
-from .runner import Run, can_drop_caches
+from . import api, comparison, growth, machine, packages, report, volume
+from .peers import DEFAULT_SYSTEMS, SYSTEMS
+from .rows import ROWS
+from .runner import Run
 from .source import Sizes, Source
-from .systems import Pixstorefs, System
+from .systems import Pixstorefs
 
 
 def _names(known: dict):
@@ -31,6 +30,16 @@ def _names(known: dict):
     return check
 
 
+def _counts(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    try:
+        counts = [int(count) for count in value.split(",")]
+    except ValueError:
+        raise click.BadParameter("numbers with commas between them, please") from None
+    if counts != sorted(set(counts)) or counts[0] < growth.LEAST_IMAGES:
+        raise click.BadParameter(f"growing numbers, please, from {growth.LEAST_IMAGES} on")
+    return counts
+
+
 def _list_rows(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         for row in ROWS.values():
@@ -38,133 +47,27 @@ def _list_rows(context: click.Context, parameter: click.Parameter, value: bool) 
         context.exit()
 
 
-def choose_systems(names: list[str], console: Console) -> list[System]:
-    """The systems that are there or can be installed."""
-    chosen = []
-    for name in names:
-        kind = SYSTEMS[name]
-        if packages.missing(kind.programs):
-            console.print(f"installing {' '.join(kind.packages)}")
-        if problem := packages.ensure(kind.programs, kind.packages):
-            console.print(f"{name} left out: {problem}", style="yellow", markup=False)
-            continue
-        chosen.append(kind())
-    if not chosen:
-        raise click.ClickException("no system is left to measure")
-    return chosen
-
-
-def choose_rows(names: list[str], console: Console) -> list[Row]:
-    """The rows that can be measured; without root nothing can be made cold."""
-    rows = [row for name, row in ROWS.items() if name in names]
-    if not can_drop_caches():
-        if skipped := [row.name for row in rows if row.cold]:
-            console.print(f"only root can drop caches; left out: {', '.join(skipped)}", style="yellow")
-        rows = [row for row in rows if not row.cold]
-    if not rows:
-        raise click.ClickException("no row is left to measure")
-    return rows
-
-
-def check_space(workdir: str, systems: list[System], source: Source) -> None:
-    """Refuse before anything is written what would fill the disk or the memory."""
-    stored = sum(not system.keeps_data_in_memory for system in systems)
-    space = os.statvfs(workdir)
-    need = int(stored * source.sizes.system_bytes * 1.15)
-    need += 0 if source.in_memory else source.sizes.source_bytes
-    free = space.f_bavail * space.f_frsize
-    if free < need:
-        raise click.ClickException(
-            f"{workdir} has {free / 1e9:.1f} GB free and {need / 1e9:.1f} are needed; "
-            "see --workdir and --scale"
-        )
-    memory = source.sizes.source_bytes if source.in_memory else 0
-    memory += (len(systems) - stored) * source.sizes.system_bytes
-    if process.available_memory() < memory * 1.2:
-        raise click.ClickException(
-            f"{memory * 1.2 / 1e9:.1f} GB of memory are needed for data; see --scale, or leave out floor"
-        )
-
-
 def _stop_like_ctrl_c(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def perform(run: Run, source: Source, workdir: str, warmups: int, repetitions: int) -> bool:
-    """The whole run, cleaned up in any case. Returns whether it came to its end."""
-    signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
-    signal.signal(signal.SIGHUP, _stop_like_ctrl_c)
-    try:
-        run.progress(f"creating {source.sizes.source_bytes / 1e6:,.0f} MB of source files")
-        source.create()
-        run.start(workdir)
-        run.measure(warmups, repetitions)
-    except KeyboardInterrupt:
-        run.results.note("interrupted: fewer repetitions than asked for")
-        return False
-    finally:
-        # From here on nothing may interrupt: a mount left behind is worse than a second of patience.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        run.stop()
-        source.remove()
-        _remove_workdir(workdir)
-    return True
+def _write(path: str | None, text: str) -> None:
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
 
 
-def _remove_workdir(workdir: str) -> None:
-    if not any(point.startswith(workdir + os.sep) for point in process.mount_points()):
-        shutil.rmtree(workdir, ignore_errors=True)
-
-
-@click.command()
-@click.option(
-    "--systems",
-    default="pixstorefs,gocryptfs,ext4",
-    show_default=True,
-    callback=_names(SYSTEMS),
-    help=f"What to compare, of: {', '.join(SYSTEMS)}. Ratios are to pixstorefs, or else to the first.",
-)
-@click.option("--rows", default="", callback=_names(ROWS), help="Which rows, with commas. All by default.")
-@click.option("--list-rows", is_flag=True, is_eager=True, expose_value=False, callback=_list_rows)
-@click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(0.001, 100))
-@click.option("--repetitions", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--warmups", default=1, show_default=True, type=click.IntRange(0))
-@click.option("--timeout", default=600.0, show_default=True, help="Seconds a measurement may take.")
-@click.option("--workdir", default="/var/tmp", show_default=True, type=click.Path(exists=True))
-@click.option("--mount-option", multiple=True, help="An argument for `pixstorefs mount`; may be repeated.")
-@click.option("--json", "json_file", type=click.Path(), help="Write all samples to this file.")
-@click.option("--markdown", "markdown_file", type=click.Path(), help="Write a table for a document.")
-def main(
-    systems: list[str],
-    rows: list[str],
-    scale: float,
-    repetitions: int,
-    warmups: int,
-    timeout: float,
-    workdir: str,
-    mount_option: tuple[str, ...],
-    json_file: str | None,
-    markdown_file: str | None,
-) -> None:
-    """Compare pixstorefs with its peers: the same work on each, interleaved in one run."""
+def _compare(systems: list[str], rows: list[str], workdir: str, settings: dict, options: dict) -> int:
+    """The peers beside each other. Returns the exit status."""
     console = Console(stderr=True)
-    if problem := packages.ensure_tools():
-        raise click.ClickException(problem)
-    Pixstorefs.options = mount_option
-    chosen, chosen_rows = choose_systems(systems, console), choose_rows(rows, console)
-    sizes = Sizes(scale)
-    source = Source(os.path.realpath(workdir), sizes)
-    check_space(workdir, chosen, source)
-    described = machine.describe(workdir)
-    settings = {
-        "date": datetime.date.today().isoformat(),
-        "scale": scale,
-        "repetitions": repetitions,
-        "warmups": warmups,
-        "mount_options": list(mount_option),
-    }
-    place = tempfile.mkdtemp(prefix="pixstorefs-bench-", dir=os.path.realpath(workdir))
+    chosen = comparison.choose_systems(systems, console)
+    chosen_rows = comparison.choose_rows(rows, console)
+    sizes = Sizes(settings["size_factor"])
+    source = Source(workdir, sizes)
+    comparison.check_space(workdir, chosen, source)
+    own_file_systems = volume.can_loop()
+    described = machine.describe(workdir, own_file_systems)
+    place = tempfile.mkdtemp(prefix="pixstorefs-bench-", dir=workdir)
     with console.status("starting") as status:
 
         def progress(text: str) -> None:
@@ -172,16 +75,103 @@ def main(
             if text.endswith("\n"):
                 console.print(text.strip(), highlight=False)
 
-        run = Run(chosen, chosen_rows, source, timeout, progress)
-        complete = perform(run, source, place, warmups, repetitions)
-    if not run.results.systems or not run.results.samples:
-        raise click.ClickException("nothing was measured. " + " ".join(run.results.notes))
-    report.print_table(Console(), run.results, sizes)
-    for path, render in ((json_file, report.as_json), (markdown_file, report.markdown)):
-        if path:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(render(run.results, sizes, described, settings))
-    sys.exit(0 if complete else 130)
+        run = Run(
+            chosen,
+            chosen_rows,
+            source,
+            place,
+            own_file_systems=own_file_systems,
+            timeout=options["timeout"],
+            progress=progress,
+        )
+        complete = comparison.perform(run, source, place, settings["warmups"], settings["repetitions"])
+    results = run.results
+    if not results.systems:
+        raise click.ClickException("nothing was measured. " + " ".join(results.notes))
+    report.print_tables(Console(), results, sizes)
+    _write(options["json_file"], report.as_json(results, sizes, described, settings))
+    _write(options["markdown_file"], report.markdown(results, sizes, described, settings))
+    if options["plot"] and results.peers:
+        from . import plot  # matplotlib takes a second to import
+
+        console.print(f"wrote {' and '.join(plot.draw(results, sizes, options['plot']))}", highlight=False)
+    return 0 if complete else 130
+
+
+@click.command()
+@click.option(
+    "--systems",
+    default=",".join(system.name for system in DEFAULT_SYSTEMS),
+    show_default=True,
+    callback=_names(SYSTEMS),
+    help=f"What to compare, of: {', '.join(SYSTEMS)}. Ratios are to pixstorefs.",
+)
+@click.option("--rows", default="", callback=_names(ROWS), help="Which rows, with commas. All by default.")
+@click.option("--list-rows", is_flag=True, is_eager=True, expose_value=False, callback=_list_rows)
+@click.option(
+    "--size-factor",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.001, 100),
+    help="Times the number of files, and the sizes of the large ones.",
+)
+@click.option("--repetitions", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--warmups", default=1, show_default=True, type=click.IntRange(0))
+@click.option("--timeout", default=600.0, show_default=True, help="Seconds a measurement may take.")
+@click.option("--workdir", default="/var/tmp", show_default=True, type=click.Path(exists=True))
+@click.option("--mount-option", multiple=True, help="An argument for `pixstorefs mount`; may be repeated.")
+@click.option("--json", "json_file", type=click.Path(), help="Write all samples to this file.")
+@click.option("--markdown", "markdown_file", type=click.Path(), help="Write tables for a document.")
+@click.option("--plot", metavar="PATH", help="Draw the ratios as PATH.png and PATH.svg.")
+@click.option(
+    "--scale", is_flag=True, help="Instead of peers: what grows with the number of images in a store."
+)
+@click.option(
+    "--scale-images",
+    default="1000,10000,100000,1000000",
+    show_default=True,
+    callback=_counts,
+    help="With --scale: the numbers of images to measure at.",
+)
+@click.option(
+    "--api", "api_mode", is_flag=True, help="Instead of mounts: the Python API beside npm's pixstore."
+)
+def main(
+    systems: list[str],
+    rows: list[str],
+    size_factor: float,
+    repetitions: int,
+    warmups: int,
+    workdir: str,
+    mount_option: tuple[str, ...],
+    scale: bool,
+    scale_images: list[int],
+    api_mode: bool,
+    **options: object,
+) -> None:
+    """Compare pixstorefs with its peers: the same work on each, interleaved in one run."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop_like_ctrl_c)
+    if problem := packages.ensure_tools():
+        raise click.ClickException(problem)
+    Pixstorefs.options = mount_option
+    workdir = os.path.realpath(workdir)
+    settings = {
+        "date": datetime.date.today().isoformat(),
+        "size_factor": size_factor,
+        "repetitions": repetitions,
+        "warmups": warmups,
+        "mount_options": list(mount_option),
+    }
+    if not (scale or api_mode):
+        sys.exit(_compare(systems, rows, workdir, settings, options))
+    described = machine.describe(workdir, volume.can_loop())
+    study = (
+        api.measure(workdir, size_factor, repetitions) if api_mode else growth.measure(workdir, scale_images)
+    )
+    report.print_study(Console(), study)
+    _write(options["json_file"], report.study_as_json(study, described, settings))
+    _write(options["markdown_file"], report.study_as_markdown(study, described, settings))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from .systems import first_line
 PACKAGES = ("pyfuse3", "trio", "cryptography", "apsw-sqlite3mc")
 
 
-def describe(workdir: str) -> dict[str, object]:
+def describe(workdir: str, own_file_systems: bool) -> dict[str, object]:
     """CPU, kernel, memory, file system and versions."""
+    below = process.filesystem_of(workdir)
     cpu = re.search(r"^model name\s*:\s*(.+)$", process.read_proc("cpuinfo"), re.M)
     return {
         "cpu": cpu[1] if cpu else platform.processor() or platform.machine(),
@@ -20,7 +21,7 @@ def describe(workdir: str) -> dict[str, object]:
         "memory_gb": round(_total_memory() / 1e9, 1),
         "kernel": platform.release(),
         "distribution": _distribution(),
-        "file_system": process.filesystem_of(workdir),
+        "file_system": f"ext4 of their own on loop devices over {below}" if own_file_systems else below,
         "python": platform.python_version(),
         "packages": {name: _package(name) for name in PACKAGES},
         "tools": {

@@ -4,7 +4,14 @@ import os
 import shutil
 import subprocess
 
-TOOLS = {"rsync": "rsync", "fusermount3": "fuse3", "find": "findutils"}
+TOOLS = {
+    "rsync": "rsync",
+    "fusermount3": "fuse3",
+    "find": "findutils",
+    "mkfs.ext4": "e2fsprogs",
+    "losetup": "mount",
+}
+NPM_SECONDS = 900  # what has to be compiled takes minutes
 
 
 def missing(programs: tuple[str, ...]) -> list[str]:
@@ -26,6 +33,16 @@ def install(packages: list[str]) -> str:
     return done.stderr.strip()[-300:] if done.returncode else ""
 
 
+def version_of(package: str) -> str:
+    """The version of an installed Debian package, for programs that do not tell their own."""
+    command = ["dpkg-query", "-W", "-f", "${Package} ${Version}", package]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
 def ensure(programs: tuple[str, ...], packages: tuple[str, ...]) -> str:
     """Make programs available. Returns what went wrong, or nothing."""
     if not missing(programs):
@@ -40,3 +57,20 @@ def ensure_tools() -> str:
     """The tools the rows are made of."""
     absent = missing(tuple(TOOLS))
     return ensure(tuple(absent), tuple(TOOLS[program] for program in absent)) if absent else ""
+
+
+def install_from_npm(folder: str, package: str) -> str:
+    """Have an npm package below a folder of ours. Returns what is wrong, or nothing."""
+    if absent := missing(("node", "npm")):
+        return f"{' and '.join(absent)} not found"
+    if os.path.isdir(os.path.join(folder, "node_modules", package.partition("@")[0])):
+        return ""
+    os.makedirs(folder, exist_ok=True)
+    command = ["npm", "install", "--prefix", folder, "--no-audit", "--no-fund", package]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"npm install: {error}"
+    return f"npm install: {done.stderr.strip()[-300:]}" if done.returncode else ""

@@ -2,6 +2,7 @@
 
 import os
 
+from . import packages
 from .systems import PASSPHRASE, Floor, FuseSystem, Pixstorefs, Plain, System, first_line
 
 
@@ -54,23 +55,31 @@ class Encfs(FuseSystem):
 
 
 class Securefs(FuseSystem):
-    """AES-256-GCM, C++. Its default format keeps one file of ciphertext and one of metadata an inode."""
+    """AES-256-GCM, C++. Its full format hides the tree: two files an inode, data and metadata."""
 
     name = "securefs"
     packages = programs = ("securefs",)
     answer = PASSPHRASE + "\n"
+    format = "2"
 
     def create_store(self) -> None:
-        self.run(["securefs", "create", self.store], f"{PASSPHRASE}\n{PASSPHRASE}\n")
+        command = ["securefs", "create", "--format", self.format, self.store]
+        self.run(command, f"{PASSPHRASE}\n{PASSPHRASE}\n")
 
     def command(self) -> list[str]:
         # In the background it writes its log into the working directory unless it is told where.
         return ["securefs", "mount", "--log", self.log, "-b", self.store, self.mountpoint]
 
     def version(self) -> str:
-        return first_line(["securefs", "version"])
+        return f"{packages.version_of('securefs')}, format {self.format}"
 
 
-SYSTEMS: dict[str, type[System]] = {
-    system.name: system for system in (Pixstorefs, Gocryptfs, Plain, Floor, Cryfs, Encfs, Securefs)
-}
+class SecurefsLite(Securefs):
+    """Its lite format, the default of today: names are encrypted in place, the tree is to be seen."""
+
+    name = "securefs-lite"
+    format = "4"
+
+
+DEFAULT_SYSTEMS: tuple[type[System], ...] = (Pixstorefs, Gocryptfs, Plain, Floor, Cryfs, Encfs, Securefs)
+SYSTEMS: dict[str, type[System]] = {system.name: system for system in (*DEFAULT_SYSTEMS, SecurefsLite)}

@@ -52,6 +52,12 @@ def peak_bytes(pid: int) -> int:
     return sum(int(match[1]) * 1024 for match in found if match)
 
 
+def resident_bytes(pid: int) -> int:
+    """The resident size now, of the process and its children together."""
+    found = [re.search(r"^VmRSS:\s+(\d+) kB", read_proc(member, "status"), re.M) for member in family(pid)]
+    return sum(int(match[1]) * 1024 for match in found if match)
+
+
 def reset_peak(pid: int) -> None:
     """Start the count of the largest resident size again."""
     for member in family(pid):
@@ -77,6 +83,12 @@ def mount_points() -> dict[str, str]:
         point = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), before.split()[4])
         mounts[point] = after.split()[0]
     return mounts
+
+
+def mounts_below(path: str) -> list[str]:
+    """Mount points below a directory, the innermost first."""
+    below = os.path.realpath(path).rstrip("/") + "/"
+    return sorted((point for point in mount_points() if point.startswith(below)), key=len, reverse=True)
 
 
 def filesystem_of(path: str) -> str:

@@ -1,89 +1,94 @@
-"""The results as a table on the terminal, as Markdown and as JSON."""
+"""The results as tables on the terminal, as Markdown and as JSON."""
 
 import json
-from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from . import machine as machines
+from .goals import Verdict, judge
+from .results import Results
 from .rows import Row
-from .runner import Results
+from .sheet import Sheet, Study, number, spread
 from .source import Sizes
 
-EXPLANATION = (
-    "Medians, with the smallest and the largest sample. Lower is better; a ratio is the peer's value by "
-    "{base}'s, so above 1 {base} is better. The mean is geometric, over the rows that are times."
+RATIOS_CAPTION = (
+    "A ratio is the peer's median by {base}'s: above 1 {base} is better. Mean and minimum are over the rows "
+    "that are times; a row marked * is left out of them, see the notes."
 )
+MEDIANS_CAPTION = "Medians, with the smallest and the largest sample. Lower is better."
+GOALS_CAPTION = "Reached: the mean, or the smallest ratio of the rows that count for the goal."
 WIDTH = 200
 
 
-def number(value: float | None) -> str:
-    """Three digits that count."""
-    if value is None:
-        return "-"
-    if value >= 100:
-        return f"{value:.0f}"
-    if value >= 10:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{number(min(values))}..{number(max(values))}" if len(values) > 1 else ""
-
-
-def _table(results: Results, sizes: Sizes) -> tuple[list[str], list[list[str]]]:
-    """The header and the cells; the last line holds the means."""
-    header = ["row", "unit", *results.systems, *(f"{peer} / {results.base}" for peer in results.peers)]
-    lines = []
+def ratios_sheet(results: Results, sizes: Sizes) -> Sheet:
+    """Row by peer; below them the means and the minima."""
+    sheet = Sheet(RATIOS_CAPTION.format(base=results.base), ["row", *results.peers], 1)
     for row in results.rows:
-        cells = [_cell(results, row, system) for system in results.systems]
-        ratios = [number(results.ratio(row, peer)) for peer in results.peers]
-        lines.append([row.title_for(sizes), row.unit, *cells, *ratios])
-    means = [number(results.mean_ratio(peer)) for peer in results.peers]
-    lines.append(["geometric mean of the times", "", *("" for _ in results.systems), *means])
-    return header, lines
+        cells = [number(results.ratio(row, peer)) for peer in results.peers]
+        marks = ["*" if results.doubtful(row, peer) else "" for peer in results.peers]
+        sheet.lines.append([row.title_for(sizes), *map(str.__add__, cells, marks)])
+    worst = [results.worst(peer) for peer in results.peers]
+    sheet.footer = [
+        ["geometric mean", *(number(results.mean_ratio(peer)) for peer in results.peers)],
+        ["minimum", *(f"{number(found[1])} {found[0]}" if found else "-" for found in worst)],
+    ]
+    return sheet
 
 
-def _cell(results: Results, row: Row, system: str) -> str:
-    values = results.values(row, system)
-    if not values:
-        return "-"
-    return f"{number(results.median(row, system))} {_in_parentheses(spread(values))}".rstrip()
+def medians_sheet(results: Results, sizes: Sizes) -> Sheet:
+    """Row by system."""
+    sheet = Sheet(MEDIANS_CAPTION, ["row", "unit", *results.systems], 2)
+    for row in results.rows:
+        cells = [
+            f"{number(results.median(row, system))} {spread(results.values(row, system))}".rstrip()
+            if results.values(row, system)
+            else "-"
+            for system in results.systems
+        ]
+        sheet.lines.append([row.title_for(sizes), row.unit, *cells])
+    return sheet
 
 
-def _in_parentheses(text: str) -> str:
-    return f"({text})" if text else ""
+def goals_sheet(verdicts: list[Verdict]) -> Sheet:
+    sheet = Sheet(GOALS_CAPTION, ["peer", "goal", "smallest row", "at least", "reached", ""], 3)
+    for verdict in verdicts:
+        goal, word = verdict.goal, "met" if verdict.met else "MISSED"
+        sheet.lines.append(
+            [goal.peer, goal.what, verdict.row, f"{goal.least:g}", number(verdict.reached), word]
+        )
+    return sheet
 
 
-def print_table(console: Console, results: Results, sizes: Sizes) -> None:
-    header, lines = _table(results, sizes)
-    if not console.is_terminal:
-        console = Console(file=console.file, width=WIDTH)  # a file has no width to fit into
-    table = Table(caption=EXPLANATION.format(base=results.base), caption_justify="left")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index < 2 else "right")
-    for line in lines[:-1]:
-        table.add_row(*line)
-    table.add_section()
-    table.add_row(*lines[-1], style="bold")
-    console.print(table)
+def _sheets(results: Results, sizes: Sizes) -> list[Sheet]:
+    sheets = [medians_sheet(results, sizes)]
+    if results.peers:
+        sheets.append(ratios_sheet(results, sizes))
+    if verdicts := judge(results):
+        sheets.append(goals_sheet(verdicts))
+    return sheets
+
+
+def wide(console: Console) -> Console:
+    """A file has no width to fit into."""
+    return console if console.is_terminal else Console(file=console.file, width=WIDTH)
+
+
+def print_tables(console: Console, results: Results, sizes: Sizes) -> None:
+    console = wide(console)
+    for sheet in _sheets(results, sizes):
+        console.print(sheet.on_terminal())
     for note in results.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
 
 
 def markdown(results: Results, sizes: Sizes, machine: dict, settings: dict) -> str:
-    """A table to paste into a document."""
-    header, lines = _table(results, sizes)
-    alignment = ["---", "---", *("---:" for _ in header[2:])]
+    """The tables to paste into a document."""
     versions = "; ".join(f"{name}: {version}" for name, version in results.versions.items() if version)
     parts = [
-        f"{EXPLANATION.format(base=results.base)} {settings['repetitions']} repetitions, interleaved, after "
-        f"{settings['warmups']} warm-up; scale {settings['scale']:g}; {settings['date']}.",
+        f"{settings['repetitions']} repetitions, interleaved, each on fresh stores, after "
+        f"{settings['warmups']} warm-up; size factor {settings['size_factor']:g}; {settings['date']}.",
         "",
-        *("| " + " | ".join(cells) + " |" for cells in (header, alignment, *lines)),
-        "",
+        *(line for sheet in _sheets(results, sizes) for line in sheet.as_markdown()),
         f"Machine: {machines.sentence(machine)}. Systems: {versions}.",
         *(f"- {note}" for note in results.notes),
     ]
@@ -97,19 +102,55 @@ def as_json(results: Results, sizes: Sizes, machine: dict, settings: dict) -> st
         "machine": machine,
         "systems": results.versions,
         "base": results.base,
-        "rows": [
-            {
-                "name": row.name,
-                "title": row.title_for(sizes),
-                "unit": row.unit,
-                "counts": row.counts,
-                "samples": {system: results.values(row, system) for system in results.systems},
-                "medians": {system: results.median(row, system) for system in results.systems},
-                "ratios": {peer: results.ratio(row, peer) for peer in results.peers},
-            }
-            for row in results.rows
-        ],
+        "rows": [_row_as_dict(results, row, sizes) for row in results.rows],
         "geometric_means": {peer: results.mean_ratio(peer) for peer in results.peers},
+        "minima": {peer: results.worst(peer) for peer in results.peers},
+        "goals": [
+            {
+                "peer": verdict.goal.peer,
+                "goal": verdict.goal.what,
+                "at_least": verdict.goal.least,
+                "reached": verdict.reached,
+                "row": verdict.row or None,
+                "met": verdict.met,
+            }
+            for verdict in judge(results)
+        ],
         "notes": results.notes,
     }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _row_as_dict(results: Results, row: Row, sizes: Sizes) -> dict[str, object]:
+    return {
+        "name": row.name,
+        "title": row.title_for(sizes),
+        "unit": row.unit,
+        "timed": row.timed,
+        "samples": {system: results.values(row, system) for system in results.systems},
+        "medians": {system: results.median(row, system) for system in results.systems},
+        "ratios": {peer: results.ratio(row, peer) for peer in results.peers},
+        "doubtful": [peer for peer in results.peers if results.doubtful(row, peer)],
+    }
+
+
+def print_study(console: Console, study: Study) -> None:
+    console = wide(console)
+    for sheet in study.sheets:
+        console.print(sheet.on_terminal())
+    for note in study.notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+
+
+def study_as_markdown(study: Study, machine: dict, settings: dict) -> str:
+    parts = [
+        *(line for sheet in study.sheets for line in sheet.as_markdown()),
+        f"Machine: {machines.sentence(machine)}; {settings['date']}.",
+        *(f"- {note}" for note in study.notes),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def study_as_json(study: Study, machine: dict, settings: dict) -> str:
+    document = {"settings": settings, "machine": machine, **study.data, "notes": study.notes}
     return json.dumps(document, indent=1) + "\n"

@@ -1,68 +1,30 @@
-"""The run: every repetition goes through the rows, and every row through the systems in turn.
+"""The run: every repetition goes through the rows, and every row through the systems, in ever new order.
 
 A machine's speed drifts over minutes, more on a virtual one. Interleaved like this the drift meets all
-systems alike, and the first place within a row rotates, so that nobody always comes first.
+systems alike, and nobody always comes first, or always after the one that leaves most behind. Each repetition
+starts from fresh stores on fresh file systems, so that none pays for what an earlier one left.
 """
 
 import contextlib
 import os
-import statistics
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from . import process
-from .rows import RESOURCE_ROWS, Row, geometric_mean
+from .results import Results
+from .rows import RESOURCE_ROWS, Row
 from .site import RowError, Site
 from .source import Source
 from .systems import MountError, System
+from .volume import VolumeError, volume_at
 
 Progress = Callable[[str], None]
 
-
-@dataclass
-class Results:
-    """Samples by row and system, and what could not be measured."""
-
-    rows: list[Row]
-    systems: list[str]
-    samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def add(self, row: Row, system: str, sample: float | None) -> None:
-        if sample is not None:
-            self.samples.setdefault(row.name, {}).setdefault(system, []).append(sample)
-
-    def note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
-
-    @property
-    def base(self) -> str:
-        return "pixstorefs" if "pixstorefs" in self.systems else self.systems[0]
-
-    @property
-    def peers(self) -> list[str]:
-        return [name for name in self.systems if name != self.base]
-
-    def values(self, row: Row, system: str) -> list[float]:
-        return self.samples.get(row.name, {}).get(system, [])
-
-    def median(self, row: Row, system: str) -> float | None:
-        values = self.values(row, system)
-        return statistics.median(values) if values else None
-
-    def ratio(self, row: Row, peer: str) -> float | None:
-        """The peer's median by the base's: above one the base is better."""
-        own, other = self.median(row, self.base), self.median(row, peer)
-        return other / own if own and other else None
-
-    def mean_ratio(self, peer: str) -> float | None:
-        """The geometric mean of the ratios of the rows that are times."""
-        ratios = [self.ratio(row, peer) for row in self.rows if row.counts]
-        return geometric_mean([ratio for ratio in ratios if ratio])
+MOST_DEATHS = 3  # of one system, before the rest of the run goes on without it
+VOLUME_SLACK = 1.5  # cryfs needs up to 1.7 bytes a byte of small files, and ext4 its tables
 
 
 @contextlib.contextmanager
@@ -84,79 +46,127 @@ class Run:
     """Mounts the systems, measures, and unmounts whatever happens."""
 
     def __init__(
-        self, systems: list[System], rows: list[Row], source: Source, timeout: float, progress: Progress
+        self,
+        systems: list[System],
+        rows: list[Row],
+        source: Source,
+        workdir: str,
+        *,
+        own_file_systems: bool,
+        timeout: float,
+        progress: Progress,
     ) -> None:
         self.systems, self.rows, self.source, self.progress = systems, rows, source, progress
         self.timeout = timeout
-        self.sites: list[Site] = []
         self.results = Results(rows, [system.name for system in systems])
-
-    def start(self, workdir: str) -> None:
-        """A fresh store and a mount for each system. One that cannot be mounted is left out, with a note."""
-        watched = any(row.name in RESOURCE_ROWS for row in self.rows)
-        for system in self.systems:
-            self.progress(f"mounting {system.name}")
-            try:
-                system.prepare(workdir)
-                system.mount()
-            except (MountError, OSError) as error:
-                self.results.note(f"{system.name} left out: {error}")
-                self.results.systems.remove(system.name)
-                continue
-            site = Site(system, self.source)
-            site.watch_resources = watched
-            self.sites.append(site)
-            self.results.versions[system.name] = system.version()
+        self._volumes = {
+            system.name: volume_at(
+                os.path.join(workdir, system.name),
+                int(source.sizes.system_bytes * VOLUME_SLACK),
+                own_file_systems and not system.keeps_data_in_memory,
+            )
+            for system in systems
+        }
+        self._sites: list[Site] = []
+        self._deaths: Counter[str] = Counter()
+        self._deadly: set[tuple[str, str]] = set()  # row and system: not tried again
 
     def measure(self, warmups: int, repetitions: int) -> None:
         """The warm-ups are whole repetitions whose samples are thrown away."""
         for number in range(warmups + repetitions):
-            if not self.sites:
-                return
-            label = f"repetition {number - warmups + 1}/{repetitions}" if number >= warmups else "warm-up"
+            counts = number >= warmups
+            label = f"repetition {number - warmups + 1}/{repetitions}" if counts else "warm-up"
             began = time.monotonic()
-            for site in self.sites:
-                site.resources.clear()
-                if daemon := site.system.daemon_pid():
-                    process.reset_peak(daemon)
+            self._sites = [site for system in self.systems if (site := self._open(system))]
             for row in self.rows:
-                for place in range(len(self.sites)):
-                    site = self.sites[(place + number) % len(self.sites)]
-                    self.progress(f"{label}: {row.name} on {site.system.name}")
-                    sample = self._sample(row, site)
-                    if number >= warmups:
-                        self.results.add(row, site.system.name, sample)
-                self._leave_out_the_dead(row)
+                self._measure_row(row, f"{number} {row.name}", label, counts)
+            self.stop()
             self.progress(f"{label} took {time.monotonic() - began:.0f} s\n")
+        self.results.drop_unmeasured()
+
+    def _open(self, system: System) -> Site | None:
+        """A fresh store, mounted and used a little; None, with a note, where that fails."""
+        if self._deaths[system.name] >= MOST_DEATHS:
+            return None
+        self.progress(f"mounting {system.name}")
+        volume = self._volumes[system.name]
+        try:
+            volume.renew()
+            system.prepare(volume.path)
+            with watched(system, self.timeout):
+                system.mount()
+                site = Site(system, self.source, volume)
+                site.watch_resources = any(row.name in RESOURCE_ROWS for row in self.rows)
+                site.warm_up()
+        except (MountError, VolumeError, RowError, OSError) as error:
+            self._died(system, f"cannot be used: {error}")
+            self._close(system)
+            return None
+        if daemon := system.daemon_pid():
+            process.reset_peak(daemon)
+        if system.name not in self.results.versions:
+            self.results.versions[system.name] = system.version()
+        return site
+
+    def _measure_row(self, row: Row, seed: str, label: str, counts: bool) -> None:
+        order = list(self._sites)
+        random.Random(seed).shuffle(order)
+        for site in order:
+            if (row.name, site.system.name) in self._deadly:
+                continue
+            self.progress(f"{label}: {row.name} on {site.system.name}")
+            sample = self._sample(row, site)
+            if counts:
+                self.results.add(row, site.system.name, sample)
+            if not site.system.usable():
+                self._deadly.add((row.name, site.system.name))
+                self._died(site.system, f"its daemon was gone after {row.name}")
+                self._replace(site)
 
     def _sample(self, row: Row, site: Site) -> float | None:
+        name, began = site.system.name, time.monotonic()
         try:
             with watched(site.system, self.timeout):
                 sample = row.measure(site)
-                if row.writes:
+                if row.kind.changes:
                     site.settle()
         except (RowError, OSError) as error:
-            self.results.note(f"{site.system.name}, {row.name}: {error}".replace(site.system.workdir, ""))
+            late = time.monotonic() - began >= self.timeout
+            why = f"no answer within {self.timeout:.0f} s" if late else str(error)
+            self.results.note(f"{name}, {row.name}: {why}".replace(site.system.workdir, ""))
             return None
+        for why in site.doubts:
+            self.results.doubt(row, name, why)
+        site.doubts.clear()
         return sample
 
-    def _leave_out_the_dead(self, row: Row) -> None:
-        for site in list(self.sites):
-            if not site.system.usable():
-                self.sites.remove(site)
-                self.results.note(f"{site.system.name}: its daemon was gone after {row.name}; left out since")
+    def _died(self, system: System, how: str) -> None:
+        self._deaths[system.name] += 1
+        last = "; left out since" if self._deaths[system.name] >= MOST_DEATHS else ""
+        self.results.note(f"{system.name}: {how}{last}".replace(system.workdir or "\0", ""))
+
+    def _replace(self, site: Site) -> None:
+        """After its daemon died a system goes on with the next row, on a fresh store."""
+        self._sites.remove(site)
+        self._close(site.system)
+        if successor := self._open(site.system):
+            self._sites.append(successor)
+
+    def _close(self, system: System) -> None:
+        self.progress(f"unmounting {system.name}")
+        try:
+            if system.workdir:
+                with watched(system, self.timeout):
+                    system.unmount()
+        except OSError as error:
+            self.results.note(f"{system.name} did not unmount: {error}")
+        self._volumes[system.name].discard()
 
     def stop(self) -> None:
-        """Unmount everything and delete the stores."""
+        """Unmount everything and delete the stores. Can be called again."""
+        self._sites.clear()
         for system in self.systems:
-            if system.workdir:
-                self.progress(f"unmounting {system.name}")
-                try:
-                    with watched(system, self.timeout):
-                        system.unmount()
-                except OSError as error:
-                    self.results.note(f"{system.name} did not unmount: {error}")
-                system.remove()
+            self._close(system)
 
 
 def can_drop_caches() -> bool:

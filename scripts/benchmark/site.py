@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from . import process
 from .source import Source
 from .systems import System
+from .volume import Directory
 
 CLIENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "client.py")
 DROP_CACHES = "/proc/sys/vm/drop_caches"
 QUIET_SECONDS = 0.15  # the daemons still answer the kernel's forgets after a drop of the caches
+WARM_UP_IMAGES = 40
 GB = 1e9
 
 
@@ -24,13 +26,28 @@ class RowError(Exception):
 class Site:
     """A system, the source, and what a row needs to measure one on the other."""
 
-    def __init__(self, system: System, source: Source) -> None:
+    def __init__(self, system: System, source: Source, volume: Directory) -> None:
         self.system, self.source, self.sizes = system, source, source.sizes
+        self.flushes = volume.flushes
+        self.doubts: list[str] = []  # in what way a row asked for more than the system did
         self.resources: dict[str, dict[str, float]] = {}  # set -> what its last ingest cost, this repetition
         self.watch_resources = True
 
     def path(self, *names: str) -> str:
         return os.path.join(self.system.mountpoint, *names)
+
+    def warm_up(self) -> None:
+        """A little of everything, so that no row pays for a daemon's first request of a kind."""
+        folder, files = self.make("warm-up"), os.path.join(self.path("warm-up"), "tree")
+        parts = -(-self.sizes.small // WARM_UP_IMAGES)
+        self.source.warm("small")
+        self.clients(("copy-and-read", self.source.set_path("small"), folder, 0, parts))
+        self.clients(("tree", files, 1, WARM_UP_IMAGES))
+        for job in (("rename", files), ("stat", 1, files)):
+            self.clients(job)
+        self.run("ls", "-lR", folder)
+        self.remove("warm-up")
+        self.settle()
 
     # Timing
 

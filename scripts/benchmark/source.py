@@ -1,4 +1,4 @@
-"""What is stored: incompressible files from a fixed seed, at the sizes of photos, scaled for quick runs."""
+"""What is stored: incompressible files from a fixed seed, at the sizes of photos."""
 
 import os
 import random
@@ -14,12 +14,12 @@ SEED = "pixstorefs benchmark"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; the full sizes times the scale."""
+    """How much of everything; the full sizes times a factor."""
 
-    scale: float = 1.0
+    factor: float = 1.0
 
     def scaled(self, count: int, least: int = 1) -> int:
-        return max(least, round(count * self.scale))
+        return max(least, round(count * self.factor))
 
     @property
     def small(self) -> int:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -37,8 +36,8 @@ class System:
         self._daemon: tuple[int, str] | None = None
 
     def prepare(self, workdir: str) -> None:
-        """Make an empty store."""
-        self.workdir = os.path.join(workdir, self.name)
+        """Make an empty store in an empty directory."""
+        self.workdir = workdir
         self.store = os.path.join(self.workdir, "store")
         self.mountpoint = os.path.join(self.workdir, "mount")
         self.log = os.path.join(self.workdir, "log")
@@ -74,13 +73,6 @@ class System:
 
     def unmount(self) -> None:
         raise NotImplementedError
-
-    def remove(self) -> None:
-        """Delete the store; never reach through a mount that is still there."""
-        if self.workdir and not any(
-            point.startswith(self.workdir + os.sep) for point in process.mount_points()
-        ):
-            shutil.rmtree(self.workdir, ignore_errors=True)
 
 
 class FuseSystem(System):
