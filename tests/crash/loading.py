@@ -40,7 +40,7 @@ _STRESSORS: dict[str, tuple[str, ...]] = {
     "getdent": (),
     "hdd": ("--hdd-bytes", _SIZE),
     "inotify": (),
-    "iomix": ("--iomix-bytes", _SIZE),
+    "iomix": ("--iomix-bytes", "1m"),
     "lease": (),
     "link": (),
     "lockf": (),
@@ -86,8 +86,11 @@ class Tally:
     peak_mib: int = 0
 
     def __str__(self) -> str:
+        # An operation of xattr is some 36,000 calls, which all have to fit in a slice.
+        began = [name for name, count in self.operations.items() if not count]
         return (
-            f"{self.operations.total()} operations of {len(self.operations)} stressors, "
+            f"{self.operations.total()} operations of {len(self.operations)} stressors "
+            f"(of which in the middle of their first: {', '.join(began) or 'none'}), "
             f"{self.written_mib} MiB written and {self.verified_mib} MiB verified by fio; memory: "
             f"{self.warm_mib} MiB warm, {self.end_mib} MiB at the end, {self.peak_mib} MiB at most"
         )
