@@ -113,7 +113,7 @@ class ObjectWriter:
         remaining = stored_size_bytes - self._segments * SEGMENT_SIZE_BYTES
         self._note(index, 1)
         runs = tuple((first, count) for first, count in self._runs)
-        segment: Buffer = bytes(tail) + _ZEROS[: min(remaining, SEGMENT_SIZE_BYTES) - len(tail)]
+        segment: Buffer = b"".join((tail, _ZEROS[: min(remaining, SEGMENT_SIZE_BYTES) - len(tail)]))
         tag = b""
         while remaining > 0:
             last = remaining <= SEGMENT_SIZE_BYTES
