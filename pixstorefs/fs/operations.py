@@ -306,18 +306,18 @@ class Operations(pyfuse3.Operations):
         if image.dirty:
             await self._saving.save(image)
             if self._durable_close:
-                await self._turns.in_thread(self._store.sync)
+                await self._turns.in_thread(self._store.make_durable)
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         image = self._files.of_handle(fh)
         if image.dirty:
             await self._saving.save(image)
-        await self._turns.in_thread(self._store.sync)
+        await self._turns.in_thread(self._store.make_durable)
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._turns.in_thread(self._store.sync)
+        await self._turns.in_thread(self._store.make_durable)
 
     @_answered
     async def release(self, fh: int) -> None:

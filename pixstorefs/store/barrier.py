@@ -1,10 +1,12 @@
 """The barrier: the moment everything saved before it is durable against power loss.
 
-Order: objects, their folders, then the log of the index; only then the objects that were retired before it
-are unlinked. So at every moment an image has at least one version whose object and row are both durable. What
-a snapshot holds (see `hold`) is not unlinked but stays for a later barrier.
-The barrier runs on request and at most one second after the first unsynced save, in a thread of its own;
-requests that come while one runs share the next (group commit).
+First objects, their folders and the log of the index are synced, all at once: recovery verifies whatever is
+newer than the last barrier, so it does not matter which of them the disk has first. Only when it has all of
+them the objects that were retired before are unlinked. So at every moment an image has at least one version
+whose object and row are both durable. The barrier runs at most one second after the first unsynced save, in a
+thread of its own, and on request; requests that come while one runs share the next (group commit), and an
+fsync(2) does not wait for the unlinking, which the barrier's thread does within the second. What a snapshot
+holds (see `hold`) is not unlinked but stays for a later barrier.
 """
 
 import logging
@@ -14,6 +16,7 @@ from typing import Protocol
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.store.index import Index
 from pixstorefs.store.objects import ObjectDirectory
+from pixstorefs.store.sync_threads import SyncThreads
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,9 @@ class Ledger(Protocol):
     def barrier_mark(self) -> tuple[int, int]:
         """What a barrier that begins now covers: the newest token and the object floor."""
 
+    def barrier_durable(self, token: int) -> None:
+        """Everything up to `token` is durable."""
+
     def barrier_retired(self, token: int) -> list[int]:
         """Ids of versions that nobody needs once everything up to `token` is durable."""
 
@@ -33,7 +39,7 @@ class Ledger(Protocol):
         """Ids of objects that never had a row and could not be removed so far."""
 
     def barrier_passed(self, token: int, floor: int, *, unlinked: bool) -> None:
-        """Everything up to `token` is durable, and what was retired is `unlinked`, if nobody held it."""
+        """What was retired up to `token` is `unlinked`, if nobody held it: note the barrier."""
 
 
 class Barrier:
@@ -50,12 +56,16 @@ class Barrier:
         self._objects = objects
         self._index = index
         self._store = store
+        self._threads = SyncThreads()
         self._unsynced: list[int] = []
         self._group = threading.Condition()
         self._requested = 0
         self._completed = 0
         self._running = False
         self._failure: BaseException | None = None
+        # Token and object floor of the newest barrier behind which nothing was unlinked yet.
+        self._untidied: tuple[int, int] | None = None
+        self._tidying = threading.Lock()
         # One condition for both reasons to wake: with an event for each, a barrier that cleared the first
         # after `stop` had set it left the thread asleep and the close waiting for it, for ever.
         self._wake = threading.Condition()
@@ -75,8 +85,8 @@ class Barrier:
                 self._changed = True
                 self._wake.notify_all()
 
-    def sync(self) -> None:
-        """Return when everything saved before the call is durable.
+    def make_durable(self) -> None:
+        """Return when everything saved before the call is durable. What was retired may still be there.
 
         Raises OSError or PixstoreError where it could not be made so. After such a failure nobody can tell
         what of the page cache reached the disk (fsync(2) reports an error once), so every later call
@@ -91,20 +101,34 @@ class Barrier:
                 return self._raise_failure()
             self._running = True
             covers = self._requested
-        failure: BaseException | None = self._failure
         try:
-            if failure is None:
+            if self._failure is None:
                 self._run()
         except (OSError, PixstoreError) as error:
-            failure = error
-            log.error("what was saved last could not be made durable: %s", error)
+            self._fail(error)
         finally:
             with self._group:
                 self._running = False
                 self._completed = covers
-                self._failure = failure
                 self._group.notify_all()
         return self._raise_failure()
+
+    def sync(self) -> None:
+        """The whole barrier: everything saved before is durable, what was retired before is unlinked.
+
+        Raises as `make_durable` does.
+        """
+        self._changed = False
+        self.make_durable()
+        with self._tidying:
+            with self._group:
+                untidied, self._untidied = self._untidied, None
+            try:
+                if untidied is not None:
+                    self._tidy(*untidied)
+            except (OSError, PixstoreError) as error:
+                self._fail(error)
+                raise
 
     def make_room(self) -> None:
         """The disk is full: give back what was retired, now, with the lock held throughout.
@@ -128,6 +152,11 @@ class Barrier:
             self._stopped = True
             self._wake.notify_all()
         self._thread.join()
+        self._threads.stop()
+
+    def _fail(self, error: BaseException) -> None:
+        log.error("what was saved last could not be made durable: %s", error)
+        self._failure = error
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -135,12 +164,13 @@ class Barrier:
 
     def _run(self) -> None:
         with self._lock:
-            self._changed = False
             objects, self._unsynced = self._unsynced, []
             token, floor = self._store.barrier_mark()
-        self._objects.sync(objects)
-        self._index.sync_log()
-        self._tidy(token, floor)
+        self._threads.run([*self._objects.syncs(objects), self._index.sync_log])
+        with self._lock:
+            self._store.barrier_durable(token)
+        with self._group:
+            self._untidied = token, floor
 
     def _tidy(self, token: int, floor: int, *, full: bool = False) -> None:
         try:
@@ -156,7 +186,7 @@ class Barrier:
         unlinked = self._unlink(retired, even_if_held=full)
         self._objects.unlink(leftovers)
         # Before their rows go: an object that came back after power loss would have nobody to remove it.
-        self._objects.sync([])
+        self._objects.sync_unlinked()
         with self._lock:
             self._store.barrier_passed(token, floor, unlinked=unlinked)
         if not unlinked:

@@ -36,6 +36,8 @@ class Database:
                 f"{path} is missing: the store has lost its index. pixstorefs check --repair restores it"
             )
         self._db = connect(path, key, read_only=read_only, beside_owner=beside_owner)
+        # One cursor for everything: each statement is run to its end before the next one begins.
+        self._cursor = self._db.cursor()
         self._checkpointer: apsw.Connection | None = None
         self._log_fd = -1
         self._log_at_rest = threading.Lock()
@@ -66,7 +68,7 @@ class Database:
     def execute(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Run a statement to its end: a damaged page may show at any row."""
         try:
-            rows: list[tuple[Any, ...]] = self._db.execute(sql, bindings).fetchall()
+            rows: list[tuple[Any, ...]] = self._cursor.execute(sql, bindings).fetchall()
         except apsw.Error as error:
             raise _translation(self.path, error) from error
         return rows

@@ -9,10 +9,12 @@ import ctypes
 import errno
 import logging
 import os
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 from pixstorefs.errors import CorruptImage
 from pixstorefs.store.files import write_fully
@@ -113,7 +115,7 @@ class ObjectWriter:
         remaining = stored_size_bytes - self._segments * SEGMENT_SIZE_BYTES
         self._note(index, 1)
         runs = tuple((first, count) for first, count in self._runs)
-        segment: Buffer = bytes(tail) + _ZEROS[: min(remaining, SEGMENT_SIZE_BYTES) - len(tail)]
+        segment: Buffer = b"".join((tail, _ZEROS[: min(remaining, SEGMENT_SIZE_BYTES) - len(tail)]))
         tag = b""
         while remaining > 0:
             last = remaining <= SEGMENT_SIZE_BYTES
@@ -314,6 +316,9 @@ class ObjectDirectory:
         self._folder_fd = -1
         # Folders that lost a name since they were synced; added to behind the unlink, by any thread.
         self._unlinked_in: set[int] = set()
+        self._syncing_unlinked = threading.Lock()
+        # Folders whose own name is durable: syncing it again would cost every barrier a flush of the disk.
+        self._durable_folders: set[int] = set()
 
     def close(self) -> None:
         """Release the descriptor kept for the newest folder."""
@@ -392,20 +397,39 @@ class ObjectDirectory:
         finally:
             os.close(fd)
 
-    def sync(self, version_ids: list[int]) -> None:
-        """Make objects and names durable, and what was unlinked (fsync(2): names are their directory's)."""
+    def syncs(self, version_ids: list[int]) -> list[Callable[[], None]]:
+        """The calls that make objects and their names durable, in any order and at once if need be.
+
+        POSIX wants a directory synced for its names (fsync(2)); ext4 and XFS commit them with the file.
+        """
         if len(version_ids) >= SYNCFS_FROM_OBJECTS:
-            self.sync_all()
-            return
-        for version_id in version_ids:
-            _sync_path(self.path(version_id), os.fdatasync)
+            return [self.sync_all]
+        syncs: list[Callable[[], None]] = [
+            partial(_sync_path, self.path(version_id), os.fdatasync) for version_id in version_ids
+        ]
         folders = {version_id // OBJECTS_PER_FOLDER for version_id in version_ids}
-        while self._unlinked_in:
-            folders.add(self._unlinked_in.pop())
-        for folder in folders:
-            _sync_path(os.path.join(self._path, str(folder)), os.fsync)
-        if version_ids:
-            _sync_path(self._path, os.fsync)
+        syncs += [partial(self._sync_folder, folder) for folder in folders]
+        if folders - self._durable_folders:
+            syncs.append(partial(self._sync_names_of, folders))
+        return syncs
+
+    def sync(self, version_ids: list[int]) -> None:
+        """Make objects and their names durable."""
+        for sync in self.syncs(version_ids):
+            sync()
+
+    def sync_unlinked(self) -> None:
+        """Make durable that objects are gone: every one whose `unlink` returned before this call."""
+        with self._syncing_unlinked:  # what another thread took out of the set, it has synced by then
+            while self._unlinked_in:
+                self._sync_folder(self._unlinked_in.pop())
+
+    def _sync_folder(self, folder: int) -> None:
+        _sync_path(os.path.join(self._path, str(folder)), os.fsync)
+
+    def _sync_names_of(self, folders: set[int]) -> None:
+        _sync_path(self._path, os.fsync)
+        self._durable_folders |= folders
 
     def sync_all(self) -> None:
         """Make every object and every name durable."""

@@ -45,7 +45,7 @@ def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
         settle(index, state.next_token)
         orphans = set(objects.ids_from(state.object_floor)) - index.known_objects(state.object_floor)
     objects.unlink(orphans)
-    objects.sync([])  # the barrier that follows raises the floor, and no later recovery looks below it
+    objects.sync_unlinked()  # the barrier that follows raises the floor, and no later recovery looks below it
     if orphans:
         report.append(f"removed {len(orphans)} objects of drafts that were never saved")
     return report

@@ -129,11 +129,16 @@ class Store:
 
     # Durability
 
-    def sync(self) -> None:
+    def make_durable(self) -> None:
         """Return when everything saved so far is durable. Blocks; call it off the event loop.
 
         Raises OSError or PixstoreError where the disk failed.
         """
+        if self._ownership:
+            self._barrier.make_durable()
+
+    def sync(self) -> None:
+        """The same, and what was replaced or deleted has left the disk."""
         if self._ownership:
             self._barrier.sync()
 
@@ -172,6 +177,11 @@ class Store:
         """What a barrier that begins now covers: newest token and object floor. With the lock held."""
         return self.numbers.last_token, self.allocator.object_floor()
 
+    def barrier_durable(self, token: int) -> None:
+        """Everything up to `token` is durable. With the lock held."""
+        # Noted on the disk with the unlinking; until then recovery verifies more than it has to.
+        self._state = replace(self._state, durable_token=max(token, self._state.durable_token))
+
     def barrier_retired(self, token: int) -> list[int]:
         """Ids of versions that nobody needs once everything up to `token` is durable. With the lock held."""
         if self.index.displaced(token):
@@ -187,7 +197,7 @@ class Store:
             settle(self.index, token)
 
     def barrier_passed(self, token: int, floor: int, *, unlinked: bool) -> None:
-        """Everything up to `token` is durable, and what was retired is `unlinked`. With the lock held."""
+        """What was retired up to `token` is `unlinked`, if nobody held it. With the lock held."""
         state = replace(
             self.numbers.bounded(self._state),
             # make_room may have recorded a later barrier than the one that ends now.

@@ -33,8 +33,8 @@ MUTATIONS = (
     Mutation(
         "objects are not synced by the barrier",
         "pixstorefs/store/barrier.py",
-        "        self._objects.sync(objects)\n",
-        "",
+        "[*self._objects.syncs(objects), self._index.sync_log]",
+        "[self._index.sync_log]",
         _POWER,
     ),
     Mutation(
@@ -84,31 +84,51 @@ MUTATIONS = (
     Mutation(
         "retired objects are unlinked before the barrier's syncs",
         "pixstorefs/store/barrier.py",
-        "            token, floor = self._store.barrier_mark()\n        self._objects.sync(objects)\n",
+        "            token, floor = self._store.barrier_mark()\n        self._threads.run(",
         "            token, floor = self._store.barrier_mark()\n"
         "            self._objects.unlink(self._store.barrier_retired(token))\n"
-        "        self._objects.sync(objects)\n",
+        "        self._threads.run(",
         _POWER,
     ),
     Mutation(
         "the folders of objects are not synced",
         "pixstorefs/store/objects.py",
-        "        for folder in folders:\n"
-        "            _sync_path(os.path.join(self._path, str(folder)), os.fsync)\n",
+        "        syncs += [partial(self._sync_folder, folder) for folder in folders]\n",
         "",
         ("tests/crash/test_faults.py",),
     ),
     Mutation(
+        "the name of a folder of objects is not synced",
+        "pixstorefs/store/objects.py",
+        "        if folders - self._durable_folders:\n",
+        "        if False:\n",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
+        "a sync that fails on a thread is taken for done",
+        "pixstorefs/store/sync_threads.py",
+        "            done.result()\n",
+        "            pass\n",
+        ("tests/store/test_barrier.py",),
+    ),
+    Mutation(
+        "an fsync leaves what it replaced for ever",
+        "pixstorefs/store/barrier.py",
+        "            self._untidied = token, floor\n",
+        "            pass\n",
+        ("tests/store/test_barrier.py",),
+    ),
+    Mutation(
         "unlinking is not synced before its rows go",
         "pixstorefs/store/barrier.py",
-        "        self._objects.sync([])\n",
+        "        self._objects.sync_unlinked()\n",
         "",
         ("tests/crash/test_faults.py",),
     ),
     Mutation(
         "recovery's sweep is not synced",
         "pixstorefs/store/recovery.py",
-        "    objects.sync([])  # the barrier",
+        "    objects.sync_unlinked()  # the barrier",
         "    # the barrier",
         ("tests/crash/test_faults.py",),
     ),
@@ -166,7 +186,7 @@ MUTATIONS = (
     Mutation(
         "a failed barrier is forgotten",
         "pixstorefs/store/barrier.py",
-        "                self._failure = failure\n",
+        "        self._failure = error\n",
         "",
         ("tests/store/test_power_loss.py",),
     ),

@@ -4,9 +4,10 @@ import contextlib
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import pytest
 from stores import SEGMENT, Place, content_of, image, replace_file, save_file
 
 from pixstorefs.keys.secrets import Secret, secret_from_keyfile
@@ -18,6 +19,7 @@ from pixstorefs.store.key_slots import KeySlots
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.records import Inode
 from pixstorefs.store.store import Store
+from pixstorefs.store.sync_threads import Sync, SyncThreads
 
 Step = Callable[[Store], object]
 KeyStep = Callable[[str], object]
@@ -45,6 +47,8 @@ class Scenario:
     elsewhere: bool = False
     # Every barrier moves the log into the database, as it would after megabytes of changes.
     checkpoints: bool = False
+    # The syncs of a barrier come in the reverse order: the log is durable before the objects are.
+    log_first: bool = False
 
 
 def describe(store: Store) -> Tree:
@@ -183,6 +187,10 @@ def _sync(store: Store) -> None:
     store.sync()
 
 
+def _make_durable(store: Store) -> None:
+    store.make_durable()
+
+
 SCENARIOS = (
     Scenario("save", (_save("new", 2 * SEGMENT + 1),)),
     Scenario("save an empty file", (_save("new", 0),)),
@@ -200,6 +208,10 @@ SCENARIOS = (
     Scenario("rename", (_rename("a", "new"),)),
     Scenario("rename over", (_rename("a", "b"),)),
     Scenario("save and rename over", (_save("tmp", 1000), _rename("tmp", "a"))),
+    Scenario("update, the log first", (_update("a", SEGMENT + 1),), log_first=True),
+    Scenario("rename over, the log first", (_save("tmp", 1000), _rename("tmp", "a")), log_first=True),
+    Scenario("save, fsync and rename over", (_save("tmp", 1000), _make_durable, _rename("tmp", "a"))),
+    Scenario("update, fsync and update", (_update("a", 1000), _make_durable, _update("a", 2000))),
     Scenario("exchange", (lambda store: store.exchange(ROOT_INO, b"a", ROOT_INO, b"b", 5),)),
     Scenario("delete", (_remove("a"),)),
     Scenario("delete a link", (_remove("c"),)),
@@ -224,13 +236,20 @@ SCENARIOS = (
 @contextlib.contextmanager
 def settings(scenario: Scenario) -> Iterator[None]:
     """What is special in the process that runs the scenario."""
-    before = index_database._CHECKPOINT_FROM_BYTES
+    patch = pytest.MonkeyPatch()
     if scenario.checkpoints:
-        index_database._CHECKPOINT_FROM_BYTES = 0
+        patch.setattr(index_database, "_CHECKPOINT_FROM_BYTES", 0)
+
+    def run(_: SyncThreads, syncs: Sequence[Sync]) -> None:
+        for sync in reversed(syncs) if scenario.log_first else syncs:
+            sync()
+
+    # One of the orders that threads may take, the same in every run, so that a call keeps its number.
+    patch.setattr(SyncThreads, "run", run)
     try:
         yield
     finally:
-        index_database._CHECKPOINT_FROM_BYTES = before
+        patch.undo()
 
 
 def named(name: str) -> Scenario:

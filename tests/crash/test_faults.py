@@ -116,19 +116,22 @@ def test_order_of_a_change_of_keys() -> None:
     assert order == sorted(order)
 
 
-def test_order_of_a_barrier() -> None:
-    """The object, its folder, the log; and what was replaced is unlinked only then."""
-    calls = _output("--scenario", "update", "--trace").splitlines()
-    (unlinked,) = (call for call in calls if call.startswith("unlink /objects/"))
+@pytest.mark.parametrize("scenario", ["update", "update, the log first"])
+def test_order_of_a_barrier(scenario: str) -> None:
+    """Object, folder, the folder's name and log, in any order; what was replaced is unlinked only then."""
+    calls = _output("--scenario", scenario, "--trace").splitlines()
+    unlinked = calls.index(next(call for call in calls if call.startswith("unlink /objects/")))
     created = [call for call in calls if call.startswith("create /objects/")][-1].removeprefix("create ")
-    order = [
-        calls.index(f"create {created}"),
-        calls.index(f"fdatasync {created}"),
-        calls.index(f"fsync {os.path.dirname(created)}"),
-        _next(calls, "fdatasync /index.db-wal", calls.index(f"fsync {os.path.dirname(created)}")),
-        calls.index(unlinked),
+    written = _next(calls, f"write {created}", calls.index(f"create {created}"))
+    committed = _next(calls, "write /index.db-wal", written)
+    synced = [
+        _next(calls, f"fdatasync {created}", written),
+        _next(calls, f"fsync {os.path.dirname(created)}", written),
+        _next(calls, "fsync /objects", written),
+        _next(calls, "fdatasync /index.db-wal", committed),
     ]
-    assert order == sorted(order)
+    assert max(synced) < unlinked
+    assert (synced == sorted(synced)) is (scenario == "update")
 
 
 def test_order_of_a_snapshot() -> None:

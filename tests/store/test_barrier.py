@@ -1,17 +1,21 @@
 """The barrier's thread: it comes by itself, ends when told to, and leaves alone what a snapshot holds."""
 
+import errno
 import os
+import shutil
 import signal
 import threading
 import time
 from contextlib import closing
+from functools import partial
 
 import pytest
-from stores import Place, image, replace_file, save_file, tree
+from stores import Place, image, objects_of, replace_file, save_file, tree
 
 from pixstorefs.store import barrier
 from pixstorefs.store.hold import held, unless_held
 from pixstorefs.store.index import ROOT_INO
+from pixstorefs.store.sync_threads import SyncThreads
 
 
 def test_barrier_comes_by_itself(place: Place) -> None:
@@ -114,3 +118,90 @@ def test_hold_ends_with_its_process(place: Place) -> None:
         assert free
     os.close(read_end)
     os.close(write_end)
+
+
+def test_fsync_does_not_wait_for_unlinking(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an fsync made durable survives anything; what it replaced goes with the barrier's thread."""
+    monkeypatch.setattr(barrier, "INTERVAL_S", 3600.0)
+    place.open().close()
+    store = place.open_store()
+    save_file(store, "a", lambda draft: draft.write(0, image(10, "old")))
+    store.sync()
+    before = set(place.objects())
+    replace_file(store, "a", image(20, "new"))
+    store.make_durable()
+
+    assert before < set(place.objects())
+    copy = place.path.with_name("copy")
+    shutil.copytree(place.path, copy)
+    reopened = place.open_store(copy)
+    assert reopened.report == []
+    assert tree(reopened) == {"a": image(20, "new")}
+    assert set(objects_of(copy)) == set(place.objects()) - before
+    reopened.close()
+
+    store.sync()
+    assert not before & set(place.objects())
+    store.close()
+
+
+def test_barrier_comes_by_itself_after_an_fsync(place: Place) -> None:
+    """What an fsync left for the barrier's thread is done soon, although nothing else changes."""
+    place.open().close()
+    store = place.open_store()
+    try:
+        save_file(store, "a", lambda draft: draft.write(0, image(10, "old")))
+        replace_file(store, "a", image(20, "new"))
+        store.make_durable()
+        deadline = time.monotonic() + 30
+        while len(place.objects()) > 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        store.close()
+
+
+def test_rename_over_what_an_fsync_made_durable_keeps_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The careful save: its rename destroys the key of what it replaces, nothing brings that back."""
+    monkeypatch.setattr(barrier, "INTERVAL_S", 3600.0)
+    place.open().close()
+    store = place.open_store()
+    old = save_file(store, "a", lambda draft: draft.write(0, image(10, "old")))
+    store.sync()
+    save_file(store, "tmp", lambda draft: draft.write(0, image(20, "new")))
+    store.make_durable()
+    assert old.version_id is not None
+    store.rename(ROOT_INO, b"tmp", ROOT_INO, b"a", 9)
+    assert store.index.version(old.version_id) is None
+    copy = place.path.with_name("copy")
+    shutil.copytree(place.path, copy)
+    store.close()
+
+    reopened = place.open_store(copy)
+    assert tree(reopened) == {"a": image(20, "new")}
+    reopened.close()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_sync_threads_finish_everything_before_they_tell(failing: int, stopped: bool) -> None:
+    """A sync that fails is raised, and none is still under way then; so it is after the threads ended."""
+    threads = SyncThreads()
+    if stopped:
+        threads.stop()
+    done = []
+
+    def sync(number: int) -> None:
+        if number == failing:
+            raise OSError(errno.EIO, "failed")
+        time.sleep(0.01)
+        done.append(number)
+
+    with pytest.raises(OSError, match="failed"):
+        threads.run([partial(sync, number) for number in range(3)])
+    settled = list(done)
+    assert stopped or len(settled) == 2
+    threads.stop()
+    assert done == settled

@@ -264,6 +264,9 @@ def test_recovery_killed_at_every_step(place, tmp_path):
 # A disk that fails for real
 
 
+_BLOCK_BYTES = 4096
+
+
 class FailingDisk:
     """An ext4 whose disk is a file that finds no room: writes reach the page cache, and fsync(2) fails."""
 
@@ -281,13 +284,20 @@ class FailingDisk:
             self._run("mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", self._room)
             stack.callback(subprocess.run, ["umount", "-l", self._room], check=True)
             self._run("truncate", "-s", "200M", self._image)
-            # The journal at least has its room, so that it is the data that fails.
-            options = ("-J", "size=4", "-E", "lazy_journal_init=0,nodiscard")
-            self._run("mkfs.ext4", "-q", "-F", *options, self._image)
+            self._run("mkfs.ext4", "-q", "-F", "-b", str(_BLOCK_BYTES), "-J", "size=4", self._image)
+            self._give_room_to_journal()
             self._run("mount", "-o", "loop", self._image, self.path)
             # Lazily: a test that fails leaves its store open.
             stack.callback(subprocess.run, ["umount", "-l", self.path], check=True)
             yield
+
+    def _give_room_to_journal(self) -> None:
+        """So that it is the data that fails: mkfs left holes there, and without its journal ext4 stops."""
+        blocks = self._run("debugfs", "-R", "blocks <8>", self._image).split()
+        with open(self._image, "r+b", buffering=0) as file:
+            for block in blocks:
+                content = os.pread(file.fileno(), _BLOCK_BYTES, int(block) * _BLOCK_BYTES)
+                os.pwrite(file.fileno(), content, int(block) * _BLOCK_BYTES)
 
     def fail(self) -> None:
         """From now on nothing new reaches the disk."""
@@ -304,10 +314,11 @@ class FailingDisk:
         self._run("umount", self.path)
         self._run("mount", "-o", "loop", self._image, self.path)
 
-    def _run(self, *command: object) -> None:
+    def _run(self, *command: object) -> str:
         result = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
         if result.returncode != 0:
             pytest.skip(f"no failing disk can be made here: {result.stderr}")
+        return result.stdout
 
 
 @pytest.mark.parametrize("restart", [False, True])
