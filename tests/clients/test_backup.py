@@ -10,6 +10,7 @@ import os
 import random
 import re
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -146,6 +147,7 @@ def test_second_run_of_a_backup(mounted: Mount, tool_class: type[Tool]) -> None:
     (source / "links" / "broken").unlink()  # restic keeps targets of links as UTF-8
     (source / "large.tiff").write_bytes(random.Random(1).randbytes(LARGE_SIZE_BYTES))
     set_times(source, 10**18 + 123_456_789)
+    time.sleep(0.05)  # some ticks of the kernel's clock: no other file has the same ctime
     (source / "latest.jpg").write_bytes(pictures.jpeg(1))
     tool = tool_class(source, mounted.directory / "backup")
     tool.prepare()

@@ -206,7 +206,11 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
         r"""
         printf '<xmp>\n<rating>5</rating>\n</xmp>\n' > sidecar.xmp; touch -d 2001-02-03 sidecar.xmp
         ln sidecar.xmp linked.xmp; cp -p sidecar.xmp other.xmp
-        edit() { vim -N -u NONE -i NONE -es -c 'set backupskip=' "${@:2}" -c '%s/5/4/' -c wq -- "$1"; }
+        # A backup gets the time of the original, in whole seconds.
+        edit() {
+          touch -d 2001-02-03 "$1"
+          vim -N -u NONE -i NONE -es -c 'set backupskip=' "${@:2}" -c '%s/5/4/' -c wq -- "$1"
+        }
         inode() { stat -c %i sidecar.xmp; }
         before=$(inode)
         edit sidecar.xmp -c 'set backup backupcopy=yes'; [[ $(inode) == "$before" ]] && echo the same inode
