@@ -14,7 +14,8 @@ from pixstorefs.fs.pending import PendingNames
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.objects import Content, ObjectReader
 from pixstorefs.store.records import Inode
-from pixstorefs.store.store import NewName, Store
+from pixstorefs.store.store import Store
+from pixstorefs.store.tree import NewName
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Files:
         image = self._images.get(ino)
         if image is not None:
             return image.inode
-        inode = self._gone.get(ino) or self._store.inode(ino)
+        inode = self._gone.get(ino) or self._store.tree.inode(ino)
         if inode is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self.as_seen(inode)
@@ -80,7 +81,7 @@ class Files:
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         """The value of an extended attribute as programs see it."""
         unsaved = self.unsaved_xattrs(ino)
-        return self._store.xattr(ino, name) if unsaved is None else unsaved.get(name)
+        return self._store.tree.xattr(ino, name) if unsaved is None else unsaved.get(name)
 
     def unsaved_xattrs(self, ino: int) -> dict[bytes, bytes] | None:
         """The extended attributes of an inode that the index does not have: pending, or without a name."""
@@ -93,7 +94,7 @@ class Files:
         """An inode is about to lose a name, maybe its last: keep readable what is open, or about to be."""
         ino = inode.ino
         xattrs = self.unsaved_xattrs(ino)
-        self._gone_xattrs[ino] = self._store.xattrs(ino) if xattrs is None else xattrs
+        self._gone_xattrs[ino] = self._store.tree.xattrs(ino) if xattrs is None else xattrs
         image = self._images.get(ino)
         if image is not None:
             try:
@@ -209,7 +210,7 @@ class Files:
     def _bring_back(self, parent: int, name: bytes) -> None:
         """The saved file that a pending one had replaced has its name again, and is saved when written."""
         self._pending.uncover(parent, name)
-        inode = self._store.lookup(parent, name)
+        inode = self._store.tree.lookup(parent, name)
         if inode is None:
             return
         self._drop_gone(inode.ino)
@@ -268,8 +269,8 @@ class Files:
             unsaved = self.unsaved_xattrs(image.inode.ino)
             if unsaved is not None:
                 unsaved.pop(CAPABILITY, None)
-            elif self._store.xattr(image.inode.ino, CAPABILITY) is not None:
-                self._store.delete_xattr(image.inode.ino, CAPABILITY, image.inode.ctime_ns)
+            elif self._store.tree.xattr(image.inode.ino, CAPABILITY) is not None:
+                self._store.tree.delete_xattr(image.inode.ino, CAPABILITY, image.inode.ctime_ns)
             image.may_have_capability = False
 
     def save(self, image: OpenImage) -> Generator[None, None, None]:

@@ -74,19 +74,19 @@ class Metadata:
             changes = Changes(changes.mode, changes.uid, changes.gid)
             if changes == Changes():
                 return
-            saved = self._store.inode(inode.ino)
+            saved = self._store.tree.inode(inode.ino)
         if saved is None:
             return
         apply(saved, changes, now_ns)
-        self._store.update_inode(saved, xattrs)
+        self._store.tree.update_inode(saved, xattrs)
         if stat.S_ISDIR(saved.mode):
             self._pending.take_changed_ns(saved.ino)
 
     def write_directory_times(self) -> None:
         """Write down what pending names changed and no save took along (at unmount)."""
         for ino, changed_ns in self._pending.all_changed().items():
-            inode = self._store.inode(ino)
+            inode = self._store.tree.inode(ino)
             if inode is not None:
                 inode.mtime_ns = inode.ctime_ns = changed_ns
-                self._store.update_inode(inode)
+                self._store.tree.update_inode(inode)
             self._pending.take_changed_ns(ino)

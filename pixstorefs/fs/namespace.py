@@ -40,7 +40,7 @@ class Namespace:
             return pending.inode
         if self._pending.hides(parent, name):
             return None
-        inode = self._store.lookup(parent, name)
+        inode = self._store.tree.lookup(parent, name)
         return None if inode is None else self._files.as_seen(inode)
 
     def list(self, ino: int, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
@@ -48,10 +48,10 @@ class Namespace:
         if cookie < 1:
             yield 1, b".", self._files.inode(ino)
         if cookie < 2:
-            yield 2, b"..", self._files.inode(self._store.parent_of(ino))
+            yield 2, b"..", self._files.inode(self._store.tree.parent_of(ino))
         cookie = max(cookie, _FIRST_COOKIE - 1)
         while True:
-            page = self._store.entries(ino, cookie, _PAGE_ENTRIES)
+            page = self._store.tree.entries(ino, cookie, _PAGE_ENTRIES)
             last = page[-1][0] if len(page) == _PAGE_ENTRIES else None
             pending = [item for item in self._pending.behind(ino, cookie) if last is None or item[0] <= last]
             if self._pending.hidden_in(ino):
@@ -67,7 +67,7 @@ class Namespace:
 
     def read_link(self, ino: int) -> bytes:
         """Where a symlink points. Raises EINVAL."""
-        target = self._store.link_target(ino)
+        target = self._store.tree.link_target(ino)
         if target is None:
             raise _error(errno.EINVAL)
         return target
@@ -111,7 +111,7 @@ class Namespace:
             if len(target) > TARGET_LIMIT_BYTES:
                 raise _error(errno.ENAMETOOLONG)
             inode.size_bytes = len(target)
-        self._store.add(inode, parent, name, target, lists)
+        self._store.tree.add(inode, parent, name, target, lists)
         self._pending.take_changed_ns(parent)
         return inode
 
@@ -119,7 +119,7 @@ class Namespace:
         """Mode and access control lists of something new. The kernel has applied the umask to `mode`."""
         if stat.S_ISLNK(mode):
             return mode, {}
-        return acl.inherited(self._store.xattr(parent, acl.DEFAULT), mode, directory=stat.S_ISDIR(mode))
+        return acl.inherited(self._store.tree.xattr(parent, acl.DEFAULT), mode, directory=stat.S_ISDIR(mode))
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
         """One more name for a saved file. Raises EEXIST, ENOENT (its last name is gone), EPERM."""
@@ -130,7 +130,7 @@ class Namespace:
         if self._files.links(inode) == 0:
             raise _error(errno.ENOENT)
         self._remove_hidden(parent, name)
-        linked = self._store.link(ino, parent, name, self._now_ns())
+        linked = self._store.tree.link(ino, parent, name, self._now_ns())
         inode.nlink, inode.ctime_ns = linked.nlink, linked.ctime_ns
         self._pending.take_changed_ns(parent)
         return self._files.as_seen(inode)
@@ -173,11 +173,11 @@ class Namespace:
 
     def _remove_saved(self, parent: int, name: bytes) -> None:
         """Remove a name from the index."""
-        inode = self._store.lookup(parent, name)
+        inode = self._store.tree.lookup(parent, name)
         if inode is None:
             return
         self._files.prepare_loss(inode)
-        removed = self._store.remove(parent, name, self._now_ns())
+        removed = self._store.tree.remove(parent, name, self._now_ns())
         self._pending.take_changed_ns(parent)
         self._pending.uncover(parent, name)
         if removed is not None:
@@ -228,11 +228,11 @@ class Namespace:
 
     def _rename_saved(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         over = self._pending.get(new_parent, new_name)
-        target = self._store.lookup(new_parent, new_name)
+        target = self._store.tree.lookup(new_parent, new_name)
         if target is not None:
             self._files.prepare_loss(target)
             self._empty(target.ino)
-        moved, replaced = self._store.rename(parent, name, new_parent, new_name, self._now_ns())
+        moved, replaced = self._store.tree.rename(parent, name, new_parent, new_name, self._now_ns())
         self._pending.uncover(new_parent, new_name)
         self._pending.take_changed_ns(parent)
         self._pending.take_changed_ns(new_parent)
@@ -280,16 +280,16 @@ class Namespace:
         """The cookie of a pending name by a rename. That of a saved name it leaves stays with that one."""
         if self._pending.hides(old.parent, old.name):
             old = Entry(self._store.numbers.cookie(), old.parent, old.name)
-        return self._store.cookie_for(old, new_parent, new_name)
+        return self._store.tree.cookie_for(old, new_parent, new_name)
 
     def _exchange(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         self._existing(new_parent, new_name)
         now_ns = self._now_ns()
-        self._store.exchange(parent, name, new_parent, new_name, now_ns)
+        self._store.tree.exchange(parent, name, new_parent, new_name, now_ns)
         for changed in (parent, new_parent):
             self._pending.take_changed_ns(changed)
         for at, moved in ((parent, name), (new_parent, new_name)):
-            inode = self._store.lookup(at, moved)
+            inode = self._store.tree.lookup(at, moved)
             image = self._files.image(inode.ino) if inode else None
             if image is not None:
                 image.inode.ctime_ns = now_ns
@@ -314,7 +314,7 @@ class Namespace:
     def _check_empty(self, ino: int) -> None:
         hidden = self._pending.hidden_in(ino)
         # One more than is hidden: then one of them is seen.
-        seen = len(self._store.entries(ino, 0, len(hidden) + 1)) > len(hidden)
+        seen = len(self._store.tree.entries(ino, 0, len(hidden) + 1)) > len(hidden)
         if seen or self._pending.has(ino):
             raise _error(errno.ENOTEMPTY)
 

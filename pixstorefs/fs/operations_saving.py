@@ -58,7 +58,7 @@ class Saving:
         pending = image.pending
         if pending is not None:
             return {(pending.entry.parent, pending.entry.name), *pending.hides}
-        return {(entry.parent, entry.name) for entry in self._store.names(image.inode.ino)}
+        return {(entry.parent, entry.name) for entry in self._store.tree.names(image.inode.ino)}
 
     def _log_lost(self, image: OpenImage, error: OSError | PixstoreError) -> None:
         log.error("%s was not saved: %s. The version before it is intact", self.path(image), error)
@@ -115,7 +115,7 @@ class Saving:
         """A name for log lines."""
         if image.pending is not None:
             return image.pending.entry.name.decode("utf-8", "backslashreplace")
-        return self._store.path_of(image.inode.ino)
+        return self._store.tree.path_of(image.inode.ino)
 
 
 def _make_kernel_forget(ino: int, names: set[tuple[int, bytes]]) -> None:

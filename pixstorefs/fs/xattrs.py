@@ -50,7 +50,7 @@ class Xattrs:
     def names(self, ino: int) -> list[bytes]:
         """Names of the attributes that programs set."""
         unsaved = self._files.unsaved_xattrs(ino)
-        return self._store.xattr_names(ino) if unsaved is None else list(unsaved)
+        return self._store.tree.xattr_names(ino) if unsaved is None else list(unsaved)
 
     def put(self, ino: int, name: bytes, value: bytes, *, of_group: bool) -> None:
         """Set an attribute; `of_group`: see Metadata.put_access_acl.
@@ -75,7 +75,7 @@ class Xattrs:
             image.may_have_capability = True
         changed_ns = self._touched(ino)
         if unsaved is None:
-            self._store.put_xattr(ino, name, value, changed_ns)
+            self._store.tree.put_xattr(ino, name, value, changed_ns)
         else:
             unsaved[name] = value
 
@@ -89,7 +89,7 @@ class Xattrs:
         unsaved = self._files.unsaved_xattrs(ino)
         changed_ns = self._touched(ino)
         if unsaved is None:
-            self._store.delete_xattr(ino, name, changed_ns)
+            self._store.tree.delete_xattr(ino, name, changed_ns)
         else:
             del unsaved[name]
 

@@ -11,35 +11,16 @@ holds (see `hold`) is not unlinked but stays for a later barrier.
 
 import logging
 import threading
-from typing import Protocol
 
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.store.index import Index
+from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.sync_threads import SyncThreads
 
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
-
-
-class Ledger(Protocol):
-    """What barrier and store have to know from each other; called with the lock held."""
-
-    def barrier_mark(self) -> tuple[int, int]:
-        """What a barrier that begins now covers: the newest token and the object floor."""
-
-    def barrier_durable(self, token: int) -> None:
-        """Everything up to `token` is durable."""
-
-    def barrier_retired(self, token: int) -> list[int]:
-        """Ids of versions that nobody needs once everything up to `token` is durable."""
-
-    def barrier_leftovers(self) -> list[int]:
-        """Ids of objects that never had a row and could not be removed so far."""
-
-    def barrier_passed(self, token: int, floor: int, *, unlinked: bool) -> None:
-        """What was retired up to `token` is `unlinked`, if nobody held it: note the barrier."""
 
 
 class Barrier:
@@ -50,12 +31,12 @@ class Barrier:
         lock: "threading.RLock | threading._RLock",
         objects: ObjectDirectory,
         index: Index,
-        store: Ledger,
+        ledger: Ledger,
     ) -> None:
         self._lock = lock
         self._objects = objects
         self._index = index
-        self._store = store
+        self._ledger = ledger
         self._threads = SyncThreads()
         self._unsynced: list[int] = []
         self._group = threading.Condition()
@@ -141,7 +122,7 @@ class Barrier:
         with self._lock:
             if self._failure is not None:
                 return
-            token, floor = self._store.barrier_mark()
+            token, floor = self._ledger.mark()
             self._objects.sync_all()
             self._index.sync_log()
             self._tidy(token, floor, full=True)
@@ -165,10 +146,10 @@ class Barrier:
     def _run(self) -> None:
         with self._lock:
             objects, self._unsynced = self._unsynced, []
-            token, floor = self._store.barrier_mark()
+            token, floor = self._ledger.mark()
         self._threads.run([*self._objects.syncs(objects), self._index.sync_log])
         with self._lock:
-            self._store.barrier_durable(token)
+            self._ledger.durable(token)
         with self._group:
             self._untidied = token, floor
 
@@ -181,14 +162,14 @@ class Barrier:
 
     def _forget_retired(self, token: int, floor: int, *, full: bool) -> None:
         with self._lock:
-            retired = self._store.barrier_retired(token)
-            leftovers = self._store.barrier_leftovers()
+            retired = self._ledger.retired(token)
+            leftovers = self._ledger.leftovers()
         unlinked = self._unlink(retired, even_if_held=full)
         self._objects.unlink(leftovers)
         # Before their rows go: an object that came back after power loss would have nobody to remove it.
         self._objects.sync_unlinked()
         with self._lock:
-            self._store.barrier_passed(token, floor, unlinked=unlinked)
+            self._ledger.passed(token, floor, unlinked=unlinked)
         if not unlinked:
             self.note_change()  # looks again in a second
         with self._index.log_at_rest(wait=False) as at_rest:

@@ -15,7 +15,8 @@ from pixstorefs.store.draft import HEAD_SIZE_BYTES, Draft
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.records import Entry, ImageRecord, Inode
 from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES, Buffer
-from pixstorefs.store.store import NewName, Store
+from pixstorefs.store.store import Store
+from pixstorefs.store.tree import NewName
 
 _CHUNK_SIZE_BYTES = 1 << 20
 _PAGE_ENTRIES = 512
@@ -79,7 +80,7 @@ class ImageStore:
             inode = self._find(image_id)
             if inode is None:
                 return False
-            self._store.remove_all(inode.ino, self._now_ns())
+            self._store.tree.remove_all(inode.ino, self._now_ns())
         return True
 
     def image_exists(self, image_id: str) -> bool:
@@ -120,12 +121,12 @@ class ImageStore:
         """
         ino = ROOT_INO
         for name in _directory_names(directory):
-            found = self._store.lookup(ino, name)
+            found = self._store.tree.lookup(ino, name)
             if found is None or not stat.S_ISDIR(found.mode):
                 raise ImageNotFound(f"there is no directory {directory!r} in the store")
             ino = found.ino
         cookie = 0
-        while page := self._store.entries(ino, cookie, _PAGE_ENTRIES):
+        while page := self._store.tree.entries(ino, cookie, _PAGE_ENTRIES):
             for _, _, inode in page:
                 record = self._record_if_image(inode.ino)
                 if record is not None:
@@ -180,10 +181,10 @@ class ImageStore:
     def _make_directories(self, names: list[bytes], now_ns: int) -> int:
         ino = ROOT_INO
         for name in names:
-            found = self._store.lookup(ino, name)
+            found = self._store.tree.lookup(ino, name)
             if found is None:
                 found = _new_directory(self._store.numbers.ino(), now_ns)
-                self._store.add(found, ino, name)
+                self._store.tree.add(found, ino, name)
             elif not stat.S_ISDIR(found.mode):
                 raise InvalidInput(f"{os.fsdecode(name)!r} is a file in the store, not a directory")
             ino = found.ino
@@ -194,7 +195,7 @@ class ImageStore:
             raw = bytes.fromhex(image_id)
         except ValueError:
             return None
-        return self._store.inode_of_image(raw) if len(raw) == 16 else None
+        return self._store.tree.inode_of_image(raw) if len(raw) == 16 else None
 
     def _existing(self, image_id: str) -> Inode:
         inode = self._find(image_id)
@@ -205,7 +206,7 @@ class ImageStore:
     def _record_if_image(self, ino: int) -> ImageRecord | None:
         """The record of an inode as it is now; None where it is gone or holds no image."""
         with self._store.lock:
-            inode = self._store.inode(ino)
+            inode = self._store.tree.inode(ino)
             if inode is None or inode.image_id is None or self._store.version(inode).format is None:
                 return None
             return self._record(inode)
@@ -221,9 +222,9 @@ class ImageStore:
             width=size[0] if size else None,
             height=size[1] if size else None,
             size_bytes=inode.size_bytes,
-            created_ns=self._store.created_ns(inode.ino),
+            created_ns=self._store.tree.created_ns(inode.ino),
             modified_ns=inode.mtime_ns,
-            path=self._store.path_of(inode.ino),
+            path=self._store.tree.path_of(inode.ino),
         )
 
 

@@ -12,7 +12,8 @@ from pixstorefs.store.header import LOST_FOUND
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.recovery import path_of
-from pixstorefs.store.store import NewName, Store
+from pixstorefs.store.store import Store
+from pixstorefs.store.tree import NewName
 
 _NAME_LIMIT_BYTES = 255
 

@@ -415,7 +415,7 @@ def in_child(
 def _objects_wanted(store: Store) -> Iterator[int]:
     pending = [1]
     while pending:
-        for _, _, inode in store.entries(pending.pop(), 0, 10_000):
+        for _, _, inode in store.tree.entries(pending.pop(), 0, 10_000):
             if inode.image_id and store.version(inode).runs:
                 yield store.version(inode).version_id
             elif not inode.image_id:

@@ -62,8 +62,8 @@ MUTATIONS = (
     ),
     Mutation(
         "displaced images are deleted at once",
-        "pixstorefs/store/store.py",
-        " and self._may_be_lost(index, by)\n",
+        "pixstorefs/store/tree.py",
+        " and self._ledger.may_be_lost(index, by)\n",
         " and False\n",
         _RECOVERY,
     ),
@@ -84,9 +84,9 @@ MUTATIONS = (
     Mutation(
         "retired objects are unlinked before the barrier's syncs",
         "pixstorefs/store/barrier.py",
-        "            token, floor = self._store.barrier_mark()\n        self._threads.run(",
-        "            token, floor = self._store.barrier_mark()\n"
-        "            self._objects.unlink(self._store.barrier_retired(token))\n"
+        "            token, floor = self._ledger.mark()\n        self._threads.run(",
+        "            token, floor = self._ledger.mark()\n"
+        "            self._objects.unlink(self._ledger.retired(token))\n"
         "        self._threads.run(",
         _POWER,
     ),
@@ -135,8 +135,7 @@ MUTATIONS = (
     Mutation(
         "recovery trusts a log whose sync may have failed",
         "pixstorefs/store/store.py",
-        "            self._with_reserve("
-        "lambda: self.index.empty_log(checkpointed=self.index.checkpoint()))\n",
+        "            with_reserve(lambda: self.index.empty_log(checkpointed=self.index.checkpoint()))\n",
         "",
         ("tests/crash/test_faults.py",),
     ),

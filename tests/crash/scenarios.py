@@ -59,10 +59,10 @@ def describe(store: Store) -> Tree:
 
 
 def _walk(store: Store, parent: int, prefix: str, found: Tree) -> None:
-    for _, name, inode in store.entries(parent, 0, 10_000):
+    for _, name, inode in store.tree.entries(parent, 0, 10_000):
         path = prefix + name.decode()
         content = content_of(store, inode) if inode.image_id else b""
-        xattrs = tuple(sorted(store.xattrs(inode.ino).items()))
+        xattrs = tuple(sorted(store.tree.xattrs(inode.ino).items()))
         found[path] = (oct(stat.S_IFMT(inode.mode)), content, inode.nlink, xattrs)
         if stat.S_ISDIR(inode.mode):
             _walk(store, inode.ino, path + "/", found)
@@ -75,9 +75,9 @@ def prepare(place: Place, scenario: Scenario) -> None:
     try:
         for name in "abcd":
             save_file(store, name, lambda draft, name=name: draft.write(0, image(SEGMENT + 10, name)))
-        store.link(_ino(store, "c"), ROOT_INO, b"c-linked", 3)
-        store.add(_directory(store), ROOT_INO, b"directory")
-        store.put_xattr(_ino(store, "d"), b"user.note", b"first", 3)
+        store.tree.link(_ino(store, "c"), ROOT_INO, b"c-linked", 3)
+        store.tree.add(_directory(store), ROOT_INO, b"directory")
+        store.tree.put_xattr(_ino(store, "d"), b"user.note", b"first", 3)
         store.sync()
         if scenario.unclean and not scenario.key_steps:
             _leave_unclean(place, store)
@@ -97,8 +97,8 @@ def _leave_unclean(place: Place, store: Store) -> None:
     with store.lock:
         replace_file(store, "a", image(SEGMENT, "a2"))
         save_file(store, "new", lambda draft: draft.write(0, image(100, "new")))
-        store.rename(ROOT_INO, b"new", ROOT_INO, b"b", 4)
-        store.remove(ROOT_INO, b"d", 4)
+        store.tree.rename(ROOT_INO, b"new", ROOT_INO, b"b", 4)
+        store.tree.remove(ROOT_INO, b"d", 4)
         draft = Draft(store.allocator, store.allocator.new_image_id(store.numbers.ino()))
         draft.write(0, image(3 * SEGMENT, "draft"))
         shutil.copytree(place.path, place.path.with_name("unclean"))
@@ -144,7 +144,7 @@ def _open_and_close(path: str) -> None:
 
 
 def _ino(store: Store, name: str) -> int:
-    inode = store.lookup(ROOT_INO, name.encode())
+    inode = store.tree.lookup(ROOT_INO, name.encode())
     assert inode is not None
     return inode.ino
 
@@ -170,15 +170,19 @@ def _update(name: str, size_bytes: int) -> Step:
 
 
 def _rename(name: str, new_name: str) -> Step:
-    return lambda store: store.rename(ROOT_INO, name.encode(), ROOT_INO, new_name.encode(), 5)
+    return lambda store: store.tree.rename(ROOT_INO, name.encode(), ROOT_INO, new_name.encode(), 5)
 
 
 def _remove(name: str) -> Step:
-    return lambda store: store.remove(ROOT_INO, name.encode(), 5)
+    return lambda store: store.tree.remove(ROOT_INO, name.encode(), 5)
+
+
+def _put_note(value: str) -> Step:
+    return lambda store: store.tree.put_xattr(_ino(store, "d"), b"user.note", value.encode(), 5)
 
 
 def _delete_image(store: Store) -> None:
-    inode = store.lookup(ROOT_INO, b"c")
+    inode = store.tree.lookup(ROOT_INO, b"c")
     if inode is not None and inode.image_id is not None:
         assert ImageStore(store).delete_image(inode.image_id.hex())
 
@@ -212,13 +216,13 @@ SCENARIOS = (
     Scenario("rename over, the log first", (_save("tmp", 1000), _rename("tmp", "a")), log_first=True),
     Scenario("save, fsync and rename over", (_save("tmp", 1000), _make_durable, _rename("tmp", "a"))),
     Scenario("update, fsync and update", (_update("a", 1000), _make_durable, _update("a", 2000))),
-    Scenario("exchange", (lambda store: store.exchange(ROOT_INO, b"a", ROOT_INO, b"b", 5),)),
+    Scenario("exchange", (lambda store: store.tree.exchange(ROOT_INO, b"a", ROOT_INO, b"b", 5),)),
     Scenario("delete", (_remove("a"),)),
     Scenario("delete a link", (_remove("c"),)),
     Scenario("delete all links", (_delete_image,)),
-    Scenario("link", (lambda store: store.link(_ino(store, "a"), ROOT_INO, b"a-linked", 5),)),
-    Scenario("make a directory", (lambda store: store.add(_directory(store), ROOT_INO, b"made"),)),
-    Scenario("set an xattr", (lambda store: store.put_xattr(_ino(store, "d"), b"user.note", b"second", 5),)),
+    Scenario("link", (lambda store: store.tree.link(_ino(store, "a"), ROOT_INO, b"a-linked", 5),)),
+    Scenario("make a directory", (lambda store: store.tree.add(_directory(store), ROOT_INO, b"made"),)),
+    Scenario("set an xattr", (_put_note("second"),)),
     Scenario("recover", (), unclean=True),
     Scenario("create", (), creates=True),
     Scenario("add a key", (), (_add_key("third"),)),

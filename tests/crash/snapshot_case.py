@@ -35,7 +35,7 @@ class SnapshotCase:
             self._old = shown(self._base, self._base_taken)
             with closing(self._base.open_store()) as store:
                 replace_file(store, "a", image(2000, "newer"))
-                store.remove(ROOT_INO, b"b", 9)
+                store.tree.remove(ROOT_INO, b"b", 9)
                 save_file(store, "more", lambda draft: draft.write(0, image(300_000, "more")))
         with closing(self._base.open_store()) as store:
             self._new = describe(store)

@@ -261,7 +261,7 @@ def test_a_full_disk(closed: Mount) -> None:
     """Nothing but the temporary file of a change is lost to a full disk, and the next one works."""
     if os.geteuid() != 0:
         cannot_run("a file system of the test's own needs root")
-    whole = closed.store.rename(closed.directory / "whole")
+    whole = closed.store.tree.rename(closed.directory / "whole")
     closed.store.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", closed.store], check=True)
     try:

@@ -17,7 +17,8 @@ from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES
 from pixstorefs.store.snapshot import Outcome, Snapshot
-from pixstorefs.store.store import NewName, Store
+from pixstorefs.store.store import Store
+from pixstorefs.store.tree import NewName
 from pixstorefs.store.view import StoreView
 
 SEGMENT = SEGMENT_SIZE_BYTES
@@ -87,7 +88,7 @@ def save_file(
 def replace_file(store: Store, name: str, content: bytes, *, mtime_ns: int = 2) -> Inode:
     """A new version of a file in the root directory."""
     with store.lock:
-        inode = store.lookup(ROOT_INO, name.encode())
+        inode = store.tree.lookup(ROOT_INO, name.encode())
         assert inode is not None
         assert inode.image_id is not None
         draft = Draft(store.allocator, inode.image_id)
@@ -117,7 +118,7 @@ def content_of(store: Store, inode: Inode) -> bytes:
 
 def tree(store: Store) -> dict[str, bytes]:
     """The content of every file in the root directory."""
-    entries = store.entries(ROOT_INO, 0, 10_000)
+    entries = store.tree.entries(ROOT_INO, 0, 10_000)
     return {name.decode(): content_of(store, inode) for _, name, inode in entries if inode.image_id}
 
 

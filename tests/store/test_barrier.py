@@ -58,7 +58,7 @@ def test_hold_keeps_what_was_retired(place: Place) -> None:
         before = set(place.objects())
         with held(str(place.path)):
             replace_file(store, "a", image(20))
-            store.remove(ROOT_INO, b"b", 3)
+            store.tree.remove(ROOT_INO, b"b", 3)
             store.sync()
             store.sync()
             assert before < set(place.objects())
@@ -173,7 +173,7 @@ def test_rename_over_what_an_fsync_made_durable_keeps_nothing(
     save_file(store, "tmp", lambda draft: draft.write(0, image(20, "new")))
     store.make_durable()
     assert old.version_id is not None
-    store.rename(ROOT_INO, b"tmp", ROOT_INO, b"a", 9)
+    store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, b"a", 9)
     assert store.index.version(old.version_id) is None
     copy = place.path.with_name("copy")
     shutil.copytree(place.path, copy)

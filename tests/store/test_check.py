@@ -42,9 +42,11 @@ def closed(place: Place) -> Place:
     _directory(store, ROOT_INO, b"outer")
     _directory(store, _ino(store, b"outer"), b"inner")
     save_file(store, "below", lambda draft: draft.write(0, image(100, "below")), parent=_ino(store, b"outer"))
-    store.add(Inode(store.numbers.ino(), 0o120777, 0, 0, 1, 5, 0, 0, 1, 1, 1), ROOT_INO, b"link", b"outer")
-    store.link(_ino(store, b"photo-2"), _ino(store, b"outer"), b"second", 3)
-    store.put_xattr(_ino(store, b"photo-0"), b"user.note", b"value", 4)
+    store.tree.add(
+        Inode(store.numbers.ino(), 0o120777, 0, 0, 1, 5, 0, 0, 1, 1, 1), ROOT_INO, b"link", b"outer"
+    )
+    store.tree.link(_ino(store, b"photo-2"), _ino(store, b"outer"), b"second", 3)
+    store.tree.put_xattr(_ino(store, b"photo-0"), b"user.note", b"value", 4)
     store.close()
     return place
 
@@ -54,11 +56,11 @@ def _create(store: Store, name: str, content: bytes) -> None:
 
 
 def _directory(store: Store, parent: int, name: bytes) -> None:
-    store.add(Inode(store.numbers.ino(), 0o040755, 0, 0, 2, 0, 0, 0, 1, 1, 1), parent, name)
+    store.tree.add(Inode(store.numbers.ino(), 0o040755, 0, 0, 2, 0, 0, 0, 1, 1, 1), parent, name)
 
 
 def _ino(store: Store, name: bytes) -> int:
-    found = store.lookup(ROOT_INO, name)
+    found = store.tree.lookup(ROOT_INO, name)
     assert found is not None
     return found.ino
 
@@ -137,11 +139,13 @@ def test_shapes_that_are_sound(place: Place) -> None:
         parent = ROOT_INO
         for _ in range(50):
             _directory(store, parent, b"deep")
-            parent = next(inode.ino for _, name, inode in store.entries(parent, 0, 99) if name == b"deep")
+            parent = next(
+                inode.ino for _, name, inode in store.tree.entries(parent, 0, 99) if name == b"deep"
+            )
         replace_file(store, "sparse", b"")
         replace_file(store, "size-1", image(4 * SEGMENT))
-        store.exchange(ROOT_INO, b"size-2", ROOT_INO, b"deep", 5)
-        store.rename(ROOT_INO, b"size-3", ROOT_INO, b"size-4", 6)
+        store.tree.exchange(ROOT_INO, b"size-2", ROOT_INO, b"deep", 5)
+        store.tree.rename(ROOT_INO, b"size-3", ROOT_INO, b"size-4", 6)
         assert problems(place, path) == [], "while it is open"
         store.close()
         assert check(place, path) == []
@@ -235,7 +239,7 @@ def _flip(path: Path, offset: int) -> None:
 
 def _object_of(place: Place, name: bytes) -> Path:
     store = place.open_store()
-    inode = store.lookup(ROOT_INO, name)
+    inode = store.tree.lookup(ROOT_INO, name)
     store.close()
     assert inode is not None
     assert inode.version_id is not None
@@ -253,11 +257,11 @@ def test_a_damaged_object(closed: Place, damage: str) -> None:
     assert [(found.kind, found.reaction) for found in check(closed)] == [("image-set-aside", Reaction.NOTE)]
     assert repair(closed) == []
     store = closed.open_store()
-    names = [name for _, name, _ in store.entries(_ino(store, b"lost+found"), 0, 9)]
+    names = [name for _, name, _ in store.tree.entries(_ino(store, b"lost+found"), 0, 9)]
     assert names[0].endswith(b"-photo-1")
     assert names[1].startswith(b"report-")
     assert len(names) == 2
-    assert store.lookup(ROOT_INO, b"photo-1") is None
+    assert store.tree.lookup(ROOT_INO, b"photo-1") is None
     store.close()
 
 
@@ -277,7 +281,7 @@ def test_an_image_with_two_names_moves_whole(closed: Place) -> None:
     assert sum("is now lost+found/" in line for line in repair(closed)) == 2
     assert problems(closed) == []
     store = closed.open_store()
-    aside = store.entries(_ino(store, b"lost+found"), 0, 9)
+    aside = store.tree.entries(_ino(store, b"lost+found"), 0, 9)
     assert sorted(inode.nlink for _, _, inode in aside) == [1, 2, 2]
     assert {name[33:] for _, name, inode in aside if inode.nlink == 2} == {b"photo-2", b"second"}
     store.close()
@@ -474,7 +478,7 @@ def _assert_content_is_somewhere(place: Place, broken: str) -> None:
     store = place.open_store()
     found, todo = set(), [ROOT_INO]
     while todo:
-        for _, _, inode in store.entries(todo.pop(), 0, 99):
+        for _, _, inode in store.tree.entries(todo.pop(), 0, 99):
             if inode.image_id is None:
                 todo += [inode.ino] if inode.mode & 0o170000 == 0o040000 else []
             elif inode.size_bytes:
@@ -495,7 +499,7 @@ def test_every_invariant_is_broken_by_a_test() -> None:
 def test_the_newest_content_is_adopted(closed: Place) -> None:
     """An inode put back to an older state: the content that was saved last is the image's again."""
     store = closed.open_store()
-    old = store.lookup(ROOT_INO, b"photo-1")
+    old = store.tree.lookup(ROOT_INO, b"photo-1")
     assert old is not None
     replace_file(store, "photo-1", image(2 * SEGMENT, "newer"))
     store.close()
@@ -605,7 +609,7 @@ def test_long_names_fit(closed: Place) -> None:
     _object_of(closed, name.encode()).unlink()
     repair(closed)
     store = closed.open_store()
-    [(_, moved, inode), *_] = store.entries(_ino(store, b"lost+found"), 0, 9)
+    [(_, moved, inode), *_] = store.tree.entries(_ino(store, b"lost+found"), 0, 9)
     store.close()
     assert inode.image_id is not None
     assert moved == inode.image_id.hex().encode() + b"-" + "ö".encode() * 111

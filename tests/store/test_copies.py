@@ -103,7 +103,7 @@ def test_every_clean_close_with_changes_makes_one(fresh: Place) -> None:
 def test_attributes_count_as_changes(fresh: Place) -> None:
     """A change that is no save, too, is in the copy made at the close."""
     with opened(fresh) as store:
-        store.put_xattr(ROOT_INO, b"user.note", b"1", 1)
+        store.tree.put_xattr(ROOT_INO, b"user.note", b"1", 1)
     assert set(files_of(fresh)) == {"index-1.db", "index-2.db"}
 
 
@@ -203,7 +203,7 @@ def test_log_is_not_emptied_under_a_copy(fresh: Place) -> None:
         log = fresh.path / "index.db-wal"
         with store.index.log_at_rest(wait=True):
             while log.stat().st_size < 9 << 20:
-                store.put_xattr(ROOT_INO, b"user.large", os.urandom(60_000), 1)
+                store.tree.put_xattr(ROOT_INO, b"user.large", os.urandom(60_000), 1)
             began_s = time.monotonic()
             store.sync()
             assert time.monotonic() - began_s < 5

@@ -149,7 +149,7 @@ def fill_with_everything(place: Place, *, padding: bool) -> dict[bytes, bytes]:
             expected[name.encode()] = written(pieces, size_bytes)
             save_file(images._store, name, lambda draft, p=pieces, s=size_bytes: write_pieces(draft, p, s))
         link = Inode(images._store.numbers.ino(), 0o120777, 0, 0, 1, 5, 0, 0, 1, 1, 1)
-        images._store.add(link, 1, b"link", b"there")
+        images._store.tree.add(link, 1, b"link", b"there")
     return expected | {b"link": b"there", b"2026/": b"", "2026/größe/".encode(): b"", b"emptied/": b""}
 
 

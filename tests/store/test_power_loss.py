@@ -72,7 +72,7 @@ class History:
 
     def _save_carefully(self, existing: list[str]) -> None:
         self._new("tmp")
-        self._store.rename(ROOT_INO, b"tmp", ROOT_INO, self._random.choice(NAMES).encode(), 1)
+        self._store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, self._random.choice(NAMES).encode(), 1)
 
     def _replace(self, existing: list[str]) -> None:
         name = self._random.choice(existing)
@@ -81,19 +81,19 @@ class History:
 
     def _remove(self, existing: list[str]) -> None:
         name = self._random.choice(existing)
-        self._store.remove(ROOT_INO, name.encode(), 1)
+        self._store.tree.remove(ROOT_INO, name.encode(), 1)
         self.kept.discard(name)
 
     def _rename(self, existing: list[str]) -> None:
         name, new = self._random.choice(existing), self._random.choice(NAMES)
         if name != new:
-            self._store.rename(ROOT_INO, name.encode(), ROOT_INO, new.encode(), 1)
+            self._store.tree.rename(ROOT_INO, name.encode(), ROOT_INO, new.encode(), 1)
             self.kept.discard(name)
 
     def _exchange(self, existing: list[str]) -> None:
         one, other = self._random.choice(existing), self._random.choice(existing)
         if one != other:
-            self._store.exchange(ROOT_INO, one.encode(), ROOT_INO, other.encode(), 1)
+            self._store.tree.exchange(ROOT_INO, one.encode(), ROOT_INO, other.encode(), 1)
             # If one of the two was new and is lost, its name is.
             self.kept -= {one, other}
 
@@ -109,7 +109,7 @@ class History:
         return image(size_bytes, self._number) if size_bytes else b""
 
     def _ino(self, name: str) -> int:
-        inode = self._store.lookup(ROOT_INO, name.encode())
+        inode = self._store.tree.lookup(ROOT_INO, name.encode())
         assert inode is not None
         return inode.ino
 
@@ -223,7 +223,7 @@ def test_recovery_killed_at_every_step(place, tmp_path):
         replace_file(store, "a", image(SEGMENT, "new"))
         save_file(store, "c", lambda draft: draft.write(0, image(10, "new")))
         save_file(store, "tmp", lambda draft: draft.write(0, image(20, "new")))
-        store.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 3)
+        store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 3)
         draft = store.allocator.begin_object(b"x" * 16)
         draft.append(0, memoryview(bytes(SEGMENT)))
         before = tmp_path / "before"

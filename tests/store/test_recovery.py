@@ -64,8 +64,8 @@ def test_everything_saved_survives_a_crash(store: Store, place: Place) -> None:
     with store.lock:
         _create(store, "new", image(SEGMENT, "new"))
         replace_file(store, "a", image(5 * SEGMENT, "a2"))
-        store.rename(ROOT_INO, b"b", ROOT_INO, b"renamed", 7)
-        store.rename(ROOT_INO, b"d", ROOT_INO, b"c", 8)
+        store.tree.rename(ROOT_INO, b"b", ROOT_INO, b"renamed", 7)
+        store.tree.rename(ROOT_INO, b"d", ROOT_INO, b"c", 8)
         copy = _crash(store, place)
         expected = tree(store)
 
@@ -112,7 +112,7 @@ def test_update_whose_object_was_lost_falls_back(
 
     with _reopened(place, copy) as recovered:
         assert tree(recovered) == OLD
-        inode = recovered.lookup(ROOT_INO, b"b")
+        inode = recovered.tree.lookup(ROOT_INO, b"b")
         assert inode is not None
         assert inode.mtime_ns == 1
         [line] = recovered.report
@@ -145,7 +145,7 @@ def test_only_what_is_newer_than_the_barrier_is_looked_at(store: Store, place: P
 
     with _reopened(place, copy) as recovered:
         assert recovered.report == []
-        inode = recovered.lookup(ROOT_INO, b"a")
+        inode = recovered.tree.lookup(ROOT_INO, b"a")
         assert inode is not None
         with pytest.raises(CorruptImage):
             content_of(recovered, inode)
@@ -186,7 +186,7 @@ def test_a_long_draft_is_swept_after_many_barriers(store: Store, place: Place) -
 def test_interrupted_delete(store: Store, place: Place) -> None:
     """Deleted and not yet unlinked when the process died: the name stays gone, the object goes."""
     with store.lock:
-        store.remove(ROOT_INO, b"a", 5)
+        store.tree.remove(ROOT_INO, b"a", 5)
         copy = _crash(store, place)
     assert len(objects_of(copy)) == len(OLD)
 
@@ -227,10 +227,10 @@ def _history(store: Store) -> list[dict[str, bytes]]:
     steps: list[Callable[[], object]] = [
         lambda: replace_file(store, "a", image(2 * SEGMENT, "a2")),
         lambda: _create(store, "e", image(70, "e")),
-        lambda: store.rename(ROOT_INO, b"e", ROOT_INO, b"b", 5),
-        lambda: store.remove(ROOT_INO, b"c", 6),
+        lambda: store.tree.rename(ROOT_INO, b"e", ROOT_INO, b"b", 5),
+        lambda: store.tree.remove(ROOT_INO, b"c", 6),
         lambda: replace_file(store, "a", image(40, "a3")),
-        lambda: store.exchange(ROOT_INO, b"a", ROOT_INO, b"d", 7),
+        lambda: store.tree.exchange(ROOT_INO, b"a", ROOT_INO, b"d", 7),
         lambda: _create(store, "f", b""),
         lambda: replace_file(store, "b", image(SEGMENT, "b2")),
     ]
@@ -290,7 +290,7 @@ def test_careful_save_without_fsync(store: Store, place: Place) -> None:
         before = objects_of(place.path)
         for number in range(2):
             _create(store, f"tmp-{number}", image(SEGMENT, number))
-            store.rename(ROOT_INO, f"tmp-{number}".encode(), ROOT_INO, b"b", 9)
+            store.tree.rename(ROOT_INO, f"tmp-{number}".encode(), ROOT_INO, b"b", 9)
         whole = _crash(store, place, "whole")
         torn = _crash(store, place, "torn")
     for path in _newer_than(before, torn):
@@ -310,8 +310,8 @@ def test_a_lost_image_gives_back_every_name_it_took(store: Store, place: Place) 
     with store.lock:
         before = objects_of(place.path)
         _create(store, "tmp", image(SEGMENT, "tmp"))
-        store.rename(ROOT_INO, b"tmp", ROOT_INO, b"a", 9)
-        store.rename(ROOT_INO, b"a", ROOT_INO, b"b", 9)
+        store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, b"a", 9)
+        store.tree.rename(ROOT_INO, b"a", ROOT_INO, b"b", 9)
         save_file(store, "d", lambda draft: draft.write(0, image(SEGMENT, "d2")), left=("c",))
         whole = _crash(store, place, "whole")
         torn = _crash(store, place, "torn")
@@ -333,14 +333,14 @@ def test_careful_save_over_an_update(store: Store, place: Place) -> None:
         before = objects_of(place.path)
         replace_file(store, "b", image(SEGMENT, "b2"), mtime_ns=22)
         _create(store, "tmp", image(SEGMENT, "tmp"))
-        store.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 9)
+        store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 9)
         copy = _crash(store, place)
     for path in _newer_than(before, copy):
         _gone(path)
 
     with _reopened(place, copy) as recovered:
         assert tree(recovered) == OLD
-        inode = recovered.lookup(ROOT_INO, b"b")
+        inode = recovered.tree.lookup(ROOT_INO, b"b")
         assert inode is not None
         assert inode.mtime_ns == 1
         recovered.sync()
@@ -351,11 +351,11 @@ def test_displaced_image_is_deleted_at_the_barrier(store: Store, place: Place) -
     """What a careful save replaced is gone for good one barrier later: object, key and inode."""
     with store.lock:
         _create(store, "tmp", image(SEGMENT, 1))
-        old = store.lookup(ROOT_INO, b"b")
+        old = store.tree.lookup(ROOT_INO, b"b")
         assert old is not None
         assert old.version_id is not None
-        store.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 9)
-        assert store.inode(old.ino) is None
+        store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 9)
+        assert store.tree.inode(old.ino) is None
         assert store.index.version(old.version_id) is not None
     store.sync()
 
@@ -369,10 +369,10 @@ def test_careful_save_with_fsync_keeps_nothing(store: Store) -> None:
     _create(store, "tmp", image(SEGMENT, 1))
     store.sync()
     with store.lock:
-        old = store.lookup(ROOT_INO, b"b")
+        old = store.tree.lookup(ROOT_INO, b"b")
         assert old is not None
         assert old.version_id is not None
-        store.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 9)
+        store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 9)
         assert store.index.version(old.version_id) is None
 
 

@@ -42,19 +42,19 @@ def restore(place: Place, path: Path) -> Restored:
 
 def make_folder(store: Store, name: str) -> int:
     ino = store.numbers.ino()
-    store.add(Inode(ino, stat.S_IFDIR | 0o755, 0, 0, 2, 0, 0, 0, 1, 1, 1), ROOT_INO, name.encode())
+    store.tree.add(Inode(ino, stat.S_IFDIR | 0o755, 0, 0, 2, 0, 0, 0, 1, 1, 1), ROOT_INO, name.encode())
     return ino
 
 
 def tree(store: Store, parent: int = ROOT_INO, path: str = "") -> dict[str, bytes]:
     """Every file by its path, links by where they point, folders by their slash."""
     found: dict[str, bytes] = {}
-    for _, name, inode in store.entries(parent, 0, 10_000):
+    for _, name, inode in store.tree.entries(parent, 0, 10_000):
         here = path + os.fsdecode(name)
         if stat.S_ISDIR(inode.mode):
             found |= {here + "/": b""} | tree(store, inode.ino, here + "/")
         elif stat.S_ISLNK(inode.mode):
-            found[here] = store.link_target(inode.ino) or b""
+            found[here] = store.tree.link_target(inode.ino) or b""
         else:
             found[here] = content_of(store, inode)
     return found
@@ -102,16 +102,16 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Used:
         inode = save_file(
             store, name, lambda draft, data=content: draft.write(0, data), parent=folders[number % FOLDERS]
         )
-        store.put_xattr(inode.ino, b"user.note", b"note" * number, 1)
+        store.tree.put_xattr(inode.ino, b"user.note", b"note" * number, 1)
     link = Inode(store.numbers.ino(), stat.S_IFLNK | 0o777, 0, 0, 1, 5, 0, 0, 1, 1, 1)
-    store.add(link, ROOT_INO, b"link", b"there")
+    store.tree.add(link, ROOT_INO, b"link", b"there")
     make_folder(store, "deleted folder")
     for name in ("replaced.jpg", "renamed.jpg", "deleted.jpg", "linked.jpg"):
         save_file(store, name, lambda draft, name=name: draft.write(0, image(SEGMENT + 9, name)))
     store.close()
     store = place.open_store()
     copied = tree(store)
-    store.put_xattr(ROOT_INO, b"user.second", b"copy", 3)
+    store.tree.put_xattr(ROOT_INO, b"user.second", b"copy", 3)
     store.close()
     kept = place.path.with_name("kept")
     shutil.copytree(place.path / "copies", kept)
@@ -124,12 +124,12 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Used:
             store, name, lambda draft, data=content: draft.write(0, data), parent=folders[number % FOLDERS]
         )
     replace_file(store, "replaced.jpg", image(77, "replaced again"))
-    store.rename(ROOT_INO, b"renamed.jpg", folders[0], b"has another name.jpg", 5)
-    store.remove(ROOT_INO, b"deleted.jpg", 6)
-    store.remove(ROOT_INO, b"deleted folder", 6)
-    linked = store.lookup(ROOT_INO, b"linked.jpg")
+    store.tree.rename(ROOT_INO, b"renamed.jpg", folders[0], b"has another name.jpg", 5)
+    store.tree.remove(ROOT_INO, b"deleted.jpg", 6)
+    store.tree.remove(ROOT_INO, b"deleted folder", 6)
+    linked = store.tree.lookup(ROOT_INO, b"linked.jpg")
     assert linked is not None
-    store.link(linked.ino, folders[1], b"second name.jpg", 7)
+    store.tree.link(linked.ino, folders[1], b"second name.jpg", 7)
     now = tree(store)
     store.close()
     shutil.rmtree(place.path / "copies")
@@ -262,10 +262,10 @@ def test_much_of_the_index(used: Used, damage: Callable[[Path], None]) -> None:
     assert set(images_in(found).values()) <= set(used.now.values()) | set(used.copied.values())
     store = used.place.open_store(path)
     for ino, links in store.index.execute("SELECT ino, nlink FROM inode WHERE image_id IS NOT NULL"):
-        names = store.names(ino)
+        names = store.tree.names(ino)
         assert len(names) == links, ino
         for entry in names:
-            inode = store.lookup(entry.parent, entry.name)
+            inode = store.tree.lookup(entry.parent, entry.name)
             assert inode is not None
             assert inode.ino == ino
     assert store.index.execute("PRAGMA integrity_check") == [("ok",)]
@@ -391,7 +391,7 @@ def test_displaced_image_comes_back(place: Place) -> None:
     with store.lock:
         before = objects_of(place.path)
         save_file(store, "tmp", lambda draft: draft.write(0, image(200, "new")))
-        store.rename(ROOT_INO, b"tmp", ROOT_INO, b"photo.jpg", 5)
+        store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, b"photo.jpg", 5)
         path = place.path.with_name("crashed")
         shutil.copytree(place.path, path)
     store.close()
@@ -408,11 +408,11 @@ def test_restored_store_can_be_changed(used: Used) -> None:
     path = used.damaged("changed", destroy_page(4))
     restore(used.place, path)
     store = used.place.open_store(path)
-    parent = store.lookup(ROOT_INO, b"folder 0")
+    parent = store.tree.lookup(ROOT_INO, b"folder 0")
     assert parent is not None
-    for _, name, inode in store.entries(parent.ino, 0, 1000):
-        assert [(entry.parent, entry.name) for entry in store.names(inode.ino)] == [(parent.ino, name)]
-        store.rename(parent.ino, name, ROOT_INO, name, 9)
-    assert not store.entries(parent.ino, 0, 1)
-    assert store.remove(ROOT_INO, b"folder 0", 9) is not None
+    for _, name, inode in store.tree.entries(parent.ino, 0, 1000):
+        assert [(entry.parent, entry.name) for entry in store.tree.names(inode.ino)] == [(parent.ino, name)]
+        store.tree.rename(parent.ino, name, ROOT_INO, name, 9)
+    assert not store.tree.entries(parent.ino, 0, 1)
+    assert store.tree.remove(ROOT_INO, b"folder 0", 9) is not None
     store.close()

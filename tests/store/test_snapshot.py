@@ -118,7 +118,7 @@ def test_second_run_brings_only_what_is_new(place: Place, store: Store, tmp_path
     take_snapshot(place, taken)
     before = {version_id: path.stat().st_ino for version_id, path in objects_of(taken).items()}
     replace_file(store, "a", image(2000, "a2"))
-    store.remove(ROOT_INO, b"b", 3)
+    store.tree.remove(ROOT_INO, b"b", 3)
     save_file(store, "d", lambda draft: draft.write(0, image(10, "d")))
     outcome = take_snapshot(place, taken)
     assert (outcome.images, outcome.added, outcome.removed) == (4, 2, 2)
@@ -148,11 +148,11 @@ def test_key_slots_follow_the_store(place: Place, store: Store, tmp_path: Path) 
 def test_nothing_retired_is_left(place: Place, store: Store, tmp_path: Path) -> None:
     """Replaced and deleted images, and displaced ones, are not in it, nor are the keys they had."""
     with store.lock:  # no barrier comes in between
-        key = store.version(store.lookup(ROOT_INO, b"a")).key  # type: ignore[arg-type]
+        key = store.version(store.tree.lookup(ROOT_INO, b"a")).key  # type: ignore[arg-type]
         replace_file(store, "a", image(20, "a2"))
         save_file(store, "tmp", lambda draft: draft.write(0, image(30, "tmp")))
-        store.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 5)
-        store.remove(ROOT_INO, b"c", 5)
+        store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 5)
+        store.tree.remove(ROOT_INO, b"c", 5)
         assert store.index.displaced(store.numbers.last_token)
         take_snapshot(place, tmp_path / "taken")
     with StoreView(str(tmp_path / "taken"), secret_from_keyfile(place.keyfile)) as view:
@@ -177,7 +177,7 @@ def test_writing_to_a_linked_snapshot_leaves_the_store_alone(
     with closing(place.open_store(taken)) as other:
         for name in ("a", "b"):
             replace_file(other, name, image(50, "other"))
-        other.remove(ROOT_INO, b"c", 3)
+        other.tree.remove(ROOT_INO, b"c", 3)
         save_file(other, "d", lambda draft: draft.write(0, image(SEGMENT, "d")))
         other.sync()
     assert set(objects_of(taken)).isdisjoint(place.objects())
@@ -187,7 +187,7 @@ def test_writing_to_a_linked_snapshot_leaves_the_store_alone(
     # And the other way round.
     kept = digests(taken / "objects")
     replace_file(store, "a", image(60, "store"))
-    store.remove(ROOT_INO, b"c", 3)
+    store.tree.remove(ROOT_INO, b"c", 3)
     store.sync()
     assert digests(taken / "objects") == kept
 
@@ -214,11 +214,11 @@ def _saved(store: Store) -> None:
 
 
 def _renamed(store: Store) -> None:
-    store.rename(ROOT_INO, b"a", ROOT_INO, b"z", 4)
+    store.tree.rename(ROOT_INO, b"a", ROOT_INO, b"z", 4)
 
 
 def _annotated(store: Store) -> None:
-    store.put_xattr(ROOT_INO, b"user.note", b"mine", 4)
+    store.tree.put_xattr(ROOT_INO, b"user.note", b"mine", 4)
 
 
 @pytest.mark.parametrize("change", [_saved, _renamed, _annotated])
@@ -248,8 +248,8 @@ def test_is_of_one_moment(place: Place, store: Store, tmp_path: Path) -> None:
         def change() -> None:
             for name in ("a", "b"):
                 replace_file(store, name, image(77, progress.images))
-            if store.lookup(ROOT_INO, b"c"):
-                store.remove(ROOT_INO, b"c", 3)
+            if store.tree.lookup(ROOT_INO, b"c"):
+                store.tree.remove(ROOT_INO, b"c", 3)
             store.sync()
 
         progress.moved = change
@@ -310,10 +310,10 @@ while True:
     replace_file(store, "first", numbered(number))
     replace_file(store, "second", numbered(number))
     save_file(store, "tmp", lambda draft: draft.write(0, numbered(number)))
-    store.rename(ROOT_INO, b"tmp", ROOT_INO, b"moved", number)
+    store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, b"moved", number)
     save_file(store, f"{number}", lambda draft: draft.write(0, numbered(number)))
     if number > 20:
-        store.remove(ROOT_INO, b"%d" % (number - 20), number)
+        store.tree.remove(ROOT_INO, b"%d" % (number - 20), number)
     if number % 3 == 0:
         store.sync()
 """
@@ -468,7 +468,7 @@ def test_damaged_store_does_not_replace_a_good_snapshot(place: Place, store: Sto
     with pytest.raises(CorruptImage):
         take_snapshot(place, taken.with_name("first"))
     assert not (taken.with_name("first") / "store.json").exists()
-    store.remove(ROOT_INO, b"a", 4)
+    store.tree.remove(ROOT_INO, b"a", 4)
     take_snapshot(place, taken)
     assert shown(place, taken) == tree(store)
 
