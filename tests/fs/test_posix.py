@@ -3,6 +3,7 @@
 What is compared: errnos, modes, owners, link counts, sizes, content, and which times a call moves.
 """
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -13,7 +14,11 @@ from collections.abc import Callable
 import pytest
 from differential_machine import RENAME_EXCHANGE, RENAME_NOREPLACE, link_open, rename, set_times
 from sides import ALICE, BOB, FAMILY, FRIENDS, Case, Sides, look, times_moved, tried, user
+from support import Mount
 
+RENAME_WHITEOUT = 4
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+FICLONE = 0x40049409
 LONG, TOO_LONG = "n" * 255, "n" * 256
 DEEP = "d/" * 2047 + "f"  # 4095 bytes: the longest path there is
 
@@ -28,6 +33,13 @@ def _file(name: str = "f", content: bytes = b"content", mode: int = 0o644) -> st
 def _content(name: str = "f") -> bytes:
     with open(name, "rb") as file:
         return file.read()
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
+        raise OSError(ctypes.get_errno(), "fallocate")
 
 
 def _each(*calls: Callable[[], object]) -> list[object]:
@@ -624,3 +636,46 @@ def test_a_mount_answers_like_any_other_file_system(sides: Sides, case: Case) ->
     """Every step of the case gives the same on both sides."""
     mounted, plain = sides.outcomes(case)
     assert mounted == plain
+
+
+def test_what_a_mount_cannot_do_is_refused(sides: Sides) -> None:
+    """With the errors that make programs do without: see docs/posix.md."""
+
+    def case() -> object:
+        _file("f", b"x" * 5000)
+        with open("f", "r+b") as file, open("g", "wb") as other:
+            return [
+                *_each(
+                    lambda: fallocate(file.fileno(), 0, 0, 10_000),
+                    lambda: fallocate(file.fileno(), FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, 4096),
+                    lambda: os.open(".", os.O_TMPFILE | os.O_RDWR),
+                    lambda: fcntl.ioctl(other, FICLONE, file.fileno()),
+                    lambda: rename(b"f", b"g", RENAME_WHITEOUT),
+                ),
+                os.lseek(file.fileno(), 0, os.SEEK_HOLE),
+                os.stat(".").st_size,
+                look("f")[-1],
+            ]
+
+    mounted, _ = sides.outcomes(case)
+    assert mounted == ["ENOTSUP", "ENOTSUP", "ENOTSUP", "ENOTSUP", "EINVAL", 5000, 0, 5000]
+
+
+def test_reading_moves_no_time(mounted: Mount) -> None:
+    """A read would cost a transaction: atime is what was set, whatever is read and listed."""
+    directory = mounted.mountpoint / "d"
+    directory.mkdir()
+    names = [directory, directory / "f"]
+    names[1].write_bytes(b"content")
+    for name in names:
+        os.utime(name, ns=(5, 1_000_000_000_000_000_000))
+    before = [os.stat(name) for name in names]
+    assert names[1].read_bytes() == b"content"
+    assert os.listdir(directory) == ["f"]
+    assert [os.stat(name) for name in names] == before
+    mounted.remount()
+    assert names[1].read_bytes() == b"content"
+    after = [os.stat(name) for name in names]
+    assert [(found.st_ino, found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns) for found in after] == [
+        (found.st_ino, found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns) for found in before
+    ]
