@@ -155,3 +155,26 @@ def test_image_whose_replacement_was_not_saved_is_an_ordinary_one_again(small_di
         assert os.fstat(reader.fileno()).st_nlink == 1
     small_disk.remount()
     assert image.read_bytes() == b"newer"
+
+
+def test_every_image_whose_name_was_taken_is_back_when_the_new_one_was_not_saved(small_disk: Mount) -> None:
+    """A new file that was renamed over one image and on over another, and then found the disk full."""
+    images = [small_disk.mountpoint / name for name in ("first.jpg", "second.jpg")]
+    for image in images:
+        _write(image, image.name.encode())
+    small_disk.expect_log("second.jpg was not saved")
+    descriptor = os.open(small_disk.mountpoint / "tmp", os.O_WRONLY | os.O_CREAT)
+    (small_disk.mountpoint / "tmp").rename(images[0])
+    images[0].rename(images[1])
+    assert os.listdir(small_disk.mountpoint) == ["second.jpg"]
+    with pytest.raises(OSError) as failure:
+        _fill_and_sync(descriptor)
+    assert failure.value.errno == errno.ENOSPC
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+    _wait(lambda: sorted(os.listdir(small_disk.mountpoint)) == ["first.jpg", "second.jpg"])
+    _wait(images[0].exists)
+    for _ in range(2):
+        assert [image.read_bytes() for image in images] == [b"first.jpg", b"second.jpg"]
+        small_disk.remount()
