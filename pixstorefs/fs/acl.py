@@ -105,13 +105,11 @@ class Acl:
         return once and masked and tags == sorted(tags)
 
 
-def inherited(default: bytes | None, mode: int, *, directory: bool) -> tuple[int, dict[bytes, bytes]]:
+def inherited(default: bytes, mode: int, *, directory: bool) -> tuple[int, dict[bytes, bytes]]:
     """Mode and lists of something new, from the mode that was asked for and the default list above it.
 
     Nobody gets more than both allow. Raises OSError EINVAL where the list is none.
     """
-    if default is None:
-        return mode, {}
     acl = Acl.parse(default)
     acl = acl.with_mode(mode & acl.permission_bits)
     lists = {} if acl.is_minimal else {ACCESS: acl.pack()}

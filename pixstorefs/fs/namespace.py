@@ -74,13 +74,15 @@ class Namespace:
 
     # Making
 
-    def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> tuple[int, OpenImage]:
+    def create(
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, umask: int
+    ) -> tuple[int, OpenImage]:
         """A new, pending file and a handle of it. Raises EEXIST, ENAMETOOLONG, ENOENT."""
         directory = self._directory_for_new(parent, name)
         now_ns = self._now_ns()
         ino = self._store.numbers.ino()
         image_id = self._store.allocator.new_image_id(ino)
-        mode, lists = self._inherited(parent, stat.S_IFREG | stat.S_IMODE(mode))
+        mode, lists = self._inherited(parent, stat.S_IFREG | stat.S_IMODE(mode), umask)
         inode = new_inode(ino, mode, uid, gid, directory, now_ns, image_id=image_id)
         entry = Entry(self._store.numbers.cookie(), parent, name)
         handle, image = self._files.create(inode, PendingName(entry, lists))
@@ -97,6 +99,7 @@ class Namespace:
         mode: int,
         uid: int,
         gid: int,
+        umask: int,
         *,
         rdev: int = 0,
         target: bytes | None = None,
@@ -104,7 +107,7 @@ class Namespace:
         """A new directory, symlink or special file, saved at once. Raises EEXIST, ENAMETOOLONG, ENOENT."""
         directory = self._directory_for_new(parent, name)
         self._remove_hidden(parent, name)
-        mode, lists = self._inherited(parent, mode)
+        mode, lists = self._inherited(parent, mode, umask)
         inode = new_inode(self._store.numbers.ino(), mode, uid, gid, directory, self._now_ns())
         inode.rdev = rdev
         if target is not None:
@@ -115,11 +118,14 @@ class Namespace:
         self._pending.take_changed_ns(parent)
         return inode
 
-    def _inherited(self, parent: int, mode: int) -> tuple[int, dict[bytes, bytes]]:
-        """Mode and access control lists of something new. The kernel has applied the umask to `mode`."""
+    def _inherited(self, parent: int, mode: int, umask: int) -> tuple[int, dict[bytes, bytes]]:
+        """Mode and access control lists of something new: a default list takes the place of the umask."""
         if stat.S_ISLNK(mode):
             return mode, {}
-        return acl.inherited(self._store.tree.xattr(parent, acl.DEFAULT), mode, directory=stat.S_ISDIR(mode))
+        default = self._store.tree.xattr(parent, acl.DEFAULT)
+        if default is None:
+            return mode & ~umask, {}
+        return acl.inherited(default, mode, directory=stat.S_ISDIR(mode))
 
     def link(self, ino: int, parent: int, name: bytes) -> Inode:
         """One more name for a saved file. Raises EEXIST, ENOENT (its last name is gone), EPERM."""

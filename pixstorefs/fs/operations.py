@@ -137,15 +137,17 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
-        return self._entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid))
+        return self._entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask))
 
     @_answered
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         if not stat.S_ISREG(mode):
-            return self._entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, rdev=rdev))
-        handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid)
+            return self._entry(
+                self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask, rdev=rdev)
+            )
+        handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask)
         try:
             await self._saving.save(image)
             return self._entry(image.inode)
@@ -157,7 +159,9 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         mode = stat.S_IFLNK | 0o777
-        return self._entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, target=target))
+        return self._entry(
+            self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask, target=target)
+        )
 
     @_answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -265,7 +269,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid)
+        handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask)
         return FileInfo(fh=handle, keep_cache=True), self._entry(image.inode)
 
     @_answered

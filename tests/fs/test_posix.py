@@ -118,6 +118,21 @@ def _set_group_id_directories_hand_down() -> object:
     return [look(name) for name in (*names[1:], "f", "d/sub/deeper")]
 
 
+def _umask() -> object:
+    seen = []
+    for mask in (0, 0o022, 0o777):
+        os.umask(mask)
+        for number, mode in enumerate((0o666, 0o7777)):
+            name = f"{mask}-{number}"
+            os.close(os.open(f"f{name}", os.O_CREAT | os.O_WRONLY, mode))
+            os.mkdir(f"d{name}", mode)
+            os.mkfifo(f"p{name}", mode)
+            os.mknod(f"n{name}", mode)
+            os.symlink("f", f"l{name}")
+            seen += [look(f"{kind}{name}") for kind in "fdpnl"]
+    return seen
+
+
 def _writers_take_set_id_bits_away() -> object:
     def write() -> None:
         with open("f", "r+b") as file:
@@ -610,6 +625,7 @@ CASES = [
     _modes_are_enforced,
     _a_sticky_directory_protects_what_others_own,
     _set_group_id_directories_hand_down,
+    _umask,
     _writers_take_set_id_bits_away,
     _chown_of_what_is_no_file_keeps_them,
     _chmod_by_who_is_not_of_the_group,

@@ -128,7 +128,6 @@ def _set_group_id_of_a_stranger() -> object:
 def _handed_down() -> object:
     os.mkdir("d")
     os.setxattr("d", DEFAULT, _list((USER, 7, ALICE), (GROUP, 5, FAMILY), mode=0o750, mask=7))
-    os.umask(0)
     for name, mode in (("wide", 0o666), ("narrow", 0o604), ("run", 0o755)):
         os.close(os.open(f"d/{name}", os.O_CREAT | os.O_WRONLY, mode))
     os.mkdir("d/sub")
@@ -145,7 +144,6 @@ def _handed_down() -> object:
 def _minimal_default() -> object:
     os.mkdir("d")
     os.setxattr("d", DEFAULT, _list(mode=0o751))
-    os.umask(0)
     os.close(os.open("d/f", os.O_CREAT | os.O_WRONLY, 0o666))
     os.mkdir("d/sub")
     return look("d"), _lists("d"), look("d/f"), _lists("d/f"), look("d/sub"), _lists("d/sub")
@@ -211,7 +209,6 @@ def _programs() -> object:
         return subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
 
     os.mkdir("d")
-    os.umask(0)
     do(setfacl, "-d", "-m", f"u:{ALICE}:rwx,g:{FAMILY}:r-x", "d")
     _file("d/f")
     os.mkdir("d/sub")

@@ -91,4 +91,3 @@ def test_what_is_new_gets_what_both_the_list_above_and_its_maker_allow() -> None
     assert lists == {ACCESS: _packed((USER_OBJ, 6, NO_ID), *NAMED[1:5], (MASK, 4, NO_ID), (OTHER, 0, NO_ID))}
     assert inherited(default, 0o40777, directory=True) == (0o40761, {ACCESS: default, DEFAULT: default})
     assert inherited(_packed(*MINIMAL), 0o100777, directory=False) == (0o100644, {})
-    assert inherited(None, 0o100777, directory=False) == (0o100777, {})

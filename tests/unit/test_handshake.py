@@ -9,6 +9,7 @@ import pytest
 
 from pixstorefs.daemon.handshake import Handshake
 
+_DONT_MASK = 1 << 6
 _KILLPRIV_V2 = 1 << 28
 _LIBFUSE_WANTS = 1 << 16
 
@@ -31,7 +32,10 @@ def _answer(error: int = 0) -> bytes:
     return struct.pack("=IiQ", 16 + len(body), error, 2) + (b"" if error else body)
 
 
-@pytest.mark.parametrize(("offered", "told"), [(_KILLPRIV_V2 | 1, _KILLPRIV_V2), (1, 0)])
+@pytest.mark.parametrize(
+    ("offered", "told"),
+    [(_KILLPRIV_V2 | _DONT_MASK | 1, _KILLPRIV_V2 | _DONT_MASK), (_DONT_MASK, _DONT_MASK), (1, 0)],
+)
 def test_what_the_kernel_offers_is_taken(
     sockets: tuple[socket.socket, socket.socket], offered: int, told: int
 ) -> None:
