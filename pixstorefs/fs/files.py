@@ -12,8 +12,9 @@ from pixstorefs.fs.attributes import clear_set_id
 from pixstorefs.fs.open_image import OpenImage, PendingName, ReadBuffer
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.objects import Content, ObjectReader
+from pixstorefs.store.object_reader import ObjectReader
 from pixstorefs.store.records import Inode
+from pixstorefs.store.sealed_object import Content
 from pixstorefs.store.store import Store
 from pixstorefs.store.tree import NewName
 

@@ -16,7 +16,7 @@
 from dataclasses import dataclass, field
 
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.objects import ObjectReader
+from pixstorefs.store.object_reader import ObjectReader
 from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES
 from pixstorefs.store.store import Store

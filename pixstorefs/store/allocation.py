@@ -5,7 +5,10 @@ import os
 from collections.abc import Callable
 
 from pixstorefs.store.numbers import Numbers
-from pixstorefs.store.objects import ObjectDirectory, ObjectReader, ObjectWriter, SealedObject
+from pixstorefs.store.object_reader import ObjectReader
+from pixstorefs.store.object_writer import ObjectWriter
+from pixstorefs.store.objects import ObjectDirectory
+from pixstorefs.store.sealed_object import SealedObject
 from pixstorefs.store.sealing import new_version_key
 from pixstorefs.store.spill import Spill
 

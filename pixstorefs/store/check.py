@@ -18,7 +18,8 @@ from pixstorefs.store.header import COPIES_FOLDER, LOST_FOUND, differing_copies
 from pixstorefs.store.index import ROOT_INO, Index
 from pixstorefs.store.index_invariants import INVARIANTS, images_have_content, integrity_problems
 from pixstorefs.store.index_walk import StoredImage
-from pixstorefs.store.objects import OBJECTS_PER_FOLDER, ObjectDirectory, reader_of
+from pixstorefs.store.object_reader import reader_of
+from pixstorefs.store.objects import OBJECTS_PER_FOLDER, ObjectDirectory
 from pixstorefs.store.records import Version
 from pixstorefs.store.recovery import path_of
 from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES, padded_size

@@ -20,7 +20,9 @@ from collections.abc import Generator
 
 from pixstorefs.imaging.formats import sniff
 from pixstorefs.store.allocation import Allocator
-from pixstorefs.store.objects import Content, ObjectReader, ObjectWriter
+from pixstorefs.store.object_reader import ObjectReader
+from pixstorefs.store.object_writer import ObjectWriter
+from pixstorefs.store.sealed_object import Content
 from pixstorefs.store.sealing import MAX_IMAGE_SIZE_BYTES, SEGMENT_SIZE_BYTES, Buffer
 from pixstorefs.store.spill import Spill
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pixstorefs.errors import CorruptImage
 from pixstorefs.store.displaced import erase, restore, settle
 from pixstorefs.store.index import Index, State
-from pixstorefs.store.objects import ObjectDirectory, reader_of
+from pixstorefs.store.object_reader import reader_of
+from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.records import Inode, Version
 
 

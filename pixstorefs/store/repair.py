@@ -21,7 +21,8 @@ from pixstorefs.store.findings import Finding, Reaction, Violation
 from pixstorefs.store.header import INDEX_FILE, LOST_FOUND, read_header
 from pixstorefs.store.index import ROOT_INO, Index
 from pixstorefs.store.lost_and_found import LostAndFound, new_directory
-from pixstorefs.store.objects import ObjectDirectory, reader_of
+from pixstorefs.store.object_reader import reader_of
+from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.ownership import Ownership
 from pixstorefs.store.records import Entry, Version

@@ -22,7 +22,8 @@ from pixstorefs.store.findings import Finding, Reaction
 from pixstorefs.store.hold import held
 from pixstorefs.store.index import Index
 from pixstorefs.store.index_walk import StoredImage
-from pixstorefs.store.objects import ObjectDirectory, reader_of
+from pixstorefs.store.object_reader import reader_of
+from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.recovery import path_of
 from pixstorefs.store.sealing import sealed_size

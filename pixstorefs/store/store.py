@@ -18,11 +18,13 @@ from pixstorefs.store.index import Index, State
 from pixstorefs.store.index_database import log_size_bytes
 from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.numbers import Numbers
-from pixstorefs.store.objects import Content, ObjectDirectory, ObjectReader, reader_of
+from pixstorefs.store.object_reader import ObjectReader, reader_of
+from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.ownership import Ownership
 from pixstorefs.store.records import Inode, Version
 from pixstorefs.store.recovery import recover
 from pixstorefs.store.reserve import Reserve
+from pixstorefs.store.sealed_object import Content
 from pixstorefs.store.transactions import Transactions
 from pixstorefs.store.tree import NewName, Tree
 

@@ -18,8 +18,10 @@ from pixstorefs.keys.secrets import Secret
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.images import ImageStore
 from pixstorefs.store.index_schema import APPLICATION_ID, FORMAT, SCHEMA
-from pixstorefs.store.objects import ObjectDirectory, ObjectWriter, slot_of
+from pixstorefs.store.object_writer import ObjectWriter
+from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.records import ImageRecord, Inode
+from pixstorefs.store.sealed_object import slot_of
 from pixstorefs.store.sealing import VersionKey, padded_size
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"

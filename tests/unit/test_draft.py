@@ -20,7 +20,9 @@ from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.index import State
 from pixstorefs.store.numbers import Numbers
-from pixstorefs.store.objects import Content, ObjectDirectory, ObjectReader
+from pixstorefs.store.object_reader import ObjectReader
+from pixstorefs.store.objects import ObjectDirectory
+from pixstorefs.store.sealed_object import Content
 from pixstorefs.store.sealing import MAX_IMAGE_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES
 
 SEGMENT = sealing.SEGMENT_SIZE_BYTES
