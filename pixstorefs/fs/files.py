@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 from collections.abc import Generator
+from dataclasses import replace
 
 from pixstorefs.errors import CorruptImage
 from pixstorefs.fs.attributes import clear_set_id
@@ -67,7 +68,7 @@ class Files:
         if stat.S_ISDIR(inode.mode):
             changed_ns = self._pending.changed_ns(inode.ino)
             if changed_ns is not None:
-                inode.mtime_ns = inode.ctime_ns = changed_ns
+                return replace(inode, mtime_ns=changed_ns, ctime_ns=changed_ns)
         return inode
 
     def size_bytes(self, inode: Inode) -> int:

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pixstorefs.fs import acl
 from pixstorefs.fs.attributes import new_inode
@@ -51,14 +51,15 @@ class Namespace:
             yield 2, b"..", self._files.inode(self._store.tree.parent_of(ino))
         cookie = max(cookie, _FIRST_COOKIE - 1)
         while True:
-            page = self._store.tree.entries(ino, cookie, _PAGE_ENTRIES)
-            last = page[-1][0] if len(page) == _PAGE_ENTRIES else None
+            saved = self._store.tree.entries(ino, cookie, _PAGE_ENTRIES)
+            last = saved[-1][0] if len(saved) == _PAGE_ENTRIES else None
             pending = [item for item in self._pending.behind(ino, cookie) if last is None or item[0] <= last]
+            page: Iterable[tuple[int, bytes, Inode]] = saved
             if self._pending.hidden_in(ino):
-                page = [item for item in page if not self._pending.hides(ino, item[1])]
+                page = [item for item in saved if not self._pending.hides(ino, item[1])]
             if pending:
-                page += [(at, name, image.inode) for at, name, image in pending]
-                page.sort(key=lambda item: item[0])
+                unsaved = ((at, name, image.inode) for at, name, image in pending)
+                page = sorted([*page, *unsaved], key=lambda item: item[0])
             for at, name, inode in page:
                 yield at, name, self._files.as_seen(inode)
             if last is None:

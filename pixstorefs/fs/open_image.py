@@ -21,6 +21,8 @@ from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES
 from pixstorefs.store.store import Store
 
+_AHEAD_SIZE_BYTES = 4 << 20
+
 
 @dataclass(slots=True)
 class PendingName:
@@ -51,9 +53,11 @@ class OpenImage:
     """The state of one open regular file. `inode` holds its attributes; its size is the saved one."""
 
     __slots__ = (
+        "_asked_until",
         "_buffer",
         "_held",
         "_held_index",
+        "_read_until",
         "_reader",
         "_store",
         "dirty",
@@ -86,6 +90,9 @@ class OpenImage:
         self._reader: ObjectReader | None = None
         self._held: memoryview | None = None
         self._held_index = -1
+        # Where the last read ended, and how far the disk was asked to read ahead.
+        self._read_until = 0
+        self._asked_until = 0
 
     @property
     def size_bytes(self) -> int:
@@ -138,11 +145,17 @@ class OpenImage:
             index, within = index + 1, 0
         return out[:size_bytes]
 
-    def read_ahead(self, offset: int, size_bytes: int) -> None:
-        """Have the disk read what `read` raised BlockingIOError for, and as much again behind it."""
-        if self._reader is not None:
-            first, count = _segments(offset, 2 * size_bytes)
-            self._reader.read_ahead(first, count)
+    def read_ahead(self, offset: int, size_bytes: int, *, missed: bool) -> None:
+        """Have the disk read on where one range is read after the other, or what `read` just `missed`."""
+        end, on_and_on = offset + size_bytes, offset == self._read_until
+        self._read_until = end
+        if self._reader is None or not (missed or offset < self._asked_until):
+            return
+        if not on_and_on:
+            self._reader.read_ahead(*_segments(offset, size_bytes))
+        elif self._asked_until < end + _AHEAD_SIZE_BYTES // 2:
+            start, self._asked_until = max(offset, self._asked_until), end + _AHEAD_SIZE_BYTES
+            self._reader.read_ahead(*_segments(start, self._asked_until - start))
 
     def warm(self, offset: int, size_bytes: int) -> None:
         """Bring it into the page cache, however long that takes: for another thread."""
@@ -177,6 +190,7 @@ class OpenImage:
     def forget_version(self) -> None:
         """The saved version changed: let go of the old one's object."""
         self._held_index = -1
+        self._asked_until = 0
         if self._reader is not None:
             self._reader.close()
             self._reader = None

@@ -46,12 +46,13 @@ class Reading:
             content = image.read(offset, size_bytes, nowait=True)
         except BlockingIOError:
             self._note_front(image, offset, missed=True)
+            image.read_ahead(offset, size_bytes, missed=True)
             return await self._read_from_disk(image, offset, size_bytes)
         self._note_front(image, offset, missed=False)
+        image.read_ahead(offset, size_bytes, missed=False)
         return content
 
     async def _read_from_disk(self, image: OpenImage, offset: int, size_bytes: int) -> memoryview:
-        image.read_ahead(offset, size_bytes)
         with self._turns.needed():
             deadline_s = time.perf_counter() + _PATIENCE_S
             while time.perf_counter() < deadline_s:

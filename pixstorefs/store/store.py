@@ -108,6 +108,7 @@ class Store:
         self._barrier.sync()
 
     def _note_change(self) -> None:
+        self.tree.forget_listed()
         self._barrier.note_change()
         self._copies.note_change()
 

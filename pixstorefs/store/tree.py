@@ -16,6 +16,11 @@ from pixstorefs.store.transactions import Transactions
 
 _NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
 
+# Entries of a directory: (cookie, name, inode).
+Listed = tuple[tuple[int, bytes, Inode], ...]
+
+# About 10 MB with the 64 entries that the mount asks for at a time.
+_LISTED_PAGES = 256
 # SQLite's integers are signed.
 _LARGEST_INO = (1 << 63) - 1
 
@@ -42,6 +47,8 @@ class Tree:
         self._index = transactions.index
         self._numbers = numbers
         self._ledger = ledger
+        # What was listed since the last change: who looks at a directory mostly looks again.
+        self._listed: dict[tuple[int, int, int], Listed] = {}
 
     # Looking
 
@@ -66,10 +73,20 @@ class Tree:
         with self._transactions.lock:
             return self._index.created_ns(ino)
 
-    def entries(self, parent: int, after_cookie: int, limit: int) -> list[tuple[int, bytes, Inode]]:
-        """Entries of a directory behind a cookie, in cookie order."""
+    def entries(self, parent: int, after_cookie: int, limit: int) -> Listed:
+        """Entries of a directory behind a cookie, in cookie order; others may be given the same ones."""
+        asked = (parent, after_cookie, limit)
         with self._transactions.lock:
-            return self._index.entries(parent, after_cookie, limit)
+            page = self._listed.get(asked)
+            if page is None:
+                if len(self._listed) >= _LISTED_PAGES:
+                    self._listed.clear()
+                page = self._listed[asked] = tuple(self._index.entries(parent, after_cookie, limit))
+            return page
+
+    def forget_listed(self) -> None:
+        """Something was changed (with the store's lock held)."""
+        self._listed.clear()
 
     def parent_of(self, ino: int) -> int:
         """The directory that holds a directory; the root's is the root."""

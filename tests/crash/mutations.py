@@ -93,8 +93,8 @@ MUTATIONS = (
     Mutation(
         "the folders of objects are not synced",
         "pixstorefs/store/objects.py",
-        "        syncs += [partial(self._sync_folder, folder) for folder in folders]\n",
-        "",
+        "[objects.pop(), *(partial(self._sync_folder, folder) for folder in folders)]",
+        "[objects.pop()]",
         ("tests/crash/test_faults.py",),
     ),
     Mutation(
