@@ -145,17 +145,24 @@ class OpenImage:
             index, within = index + 1, 0
         return out[:size_bytes]
 
-    def read_ahead(self, offset: int, size_bytes: int, *, missed: bool) -> None:
-        """Have the disk read on where one range is read after the other, or what `read` just `missed`."""
+    def ahead(self, offset: int, size_bytes: int, *, missed: bool) -> tuple[int, int] | None:
+        """What the disk should read ahead, (offset, size in bytes), where one range is read after the other.
+
+        `missed`: the page cache did not have this one. While it has, nothing is wanted.
+        """
         end, on_and_on = offset + size_bytes, offset == self._read_until
         self._read_until = end
-        if self._reader is None or not (missed or offset < self._asked_until):
-            return
-        if not on_and_on:
-            self._reader.read_ahead(*_segments(offset, size_bytes))
-        elif self._asked_until < end + _AHEAD_SIZE_BYTES // 2:
-            start, self._asked_until = max(offset, self._asked_until), end + _AHEAD_SIZE_BYTES
-            self._reader.read_ahead(*_segments(start, self._asked_until - start))
+        wanted = on_and_on and (missed or offset < self._asked_until)
+        if not wanted or min(end + _AHEAD_SIZE_BYTES // 2, self.size_bytes) <= self._asked_until:
+            return None
+        start, self._asked_until = max(end, self._asked_until), end + _AHEAD_SIZE_BYTES
+        return start, self._asked_until - start
+
+    def read_ahead(self, offset: int, size_bytes: int) -> None:
+        """Have the disk read a range. From any thread; advice on a file that is closed does no harm."""
+        reader = self._reader
+        if reader is not None:
+            reader.read_ahead(*_segments(offset, size_bytes))
 
     def warm(self, offset: int, size_bytes: int) -> None:
         """Bring it into the page cache, however long that takes: for another thread."""

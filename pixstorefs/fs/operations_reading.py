@@ -45,11 +45,10 @@ class Reading:
         try:
             content = image.read(offset, size_bytes, nowait=True)
         except BlockingIOError:
-            self._note_front(image, offset, missed=True)
-            image.read_ahead(offset, size_bytes, missed=True)
+            image.read_ahead(offset, size_bytes)
+            self._ask_ahead(image, offset, size_bytes, missed=True)
             return await self._read_from_disk(image, offset, size_bytes)
-        self._note_front(image, offset, missed=False)
-        image.read_ahead(offset, size_bytes, missed=False)
+        self._ask_ahead(image, offset, size_bytes, missed=False)
         return content
 
     async def _read_from_disk(self, image: OpenImage, offset: int, size_bytes: int) -> memoryview:
@@ -63,6 +62,13 @@ class Reading:
                     pass
         await self._turns.in_thread(image.warm, offset, size_bytes)
         return image.read(offset, size_bytes, nowait=False)
+
+    def _ask_ahead(self, image: OpenImage, offset: int, size_bytes: int, *, missed: bool) -> None:
+        """In the thread: finding room in the page cache takes longer than opening what is read."""
+        self._note_front(image, offset, missed=missed)
+        ahead = image.ahead(offset, size_bytes, missed=missed)
+        if ahead is not None:
+            self._thread.submit(image.read_ahead, *ahead)
 
     def _note_front(self, image: OpenImage, offset: int, *, missed: bool) -> None:
         """The front of an image is read: ask for those behind it, if images come one after the other."""
