@@ -6,12 +6,13 @@ tests neither meet each other nor the person who runs them.
 
 import json
 import os
+import pty
 import select
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -103,6 +104,27 @@ class Mount:
             timeout=COMMAND_TIMEOUT_S,
             check=False,
         )
+
+    def run_at_terminal(self, words: Sequence[str | os.PathLike[str]], answers: list[str]) -> tuple[int, str]:
+        """Run `pixstorefs ...` on a terminal of its own, typing an answer at each prompt."""
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            ["setsid", "--ctty", *command(*words)], env=self.env, stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        said = ""
+        for answer in answers:
+            while not said.endswith(": "):
+                said += os.read(ours, 1024).decode()
+            os.write(ours, f"{answer}\n".encode())
+            said += "\n"
+        try:
+            while chunk := os.read(ours, 1024):
+                said += chunk.decode()
+        except OSError:
+            pass  # EIO: nobody has the terminal open any more
+        os.close(ours)
+        return process.wait(COMMAND_TIMEOUT_S), said
 
     def mount(self, *options: str) -> None:
         """`pixstorefs mount`; the first time it makes the store and a keyfile."""

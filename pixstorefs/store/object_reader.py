@@ -158,6 +158,18 @@ def reader_of(directory: ObjectDirectory, version: Version, image_id: bytes) -> 
     return ObjectReader(directory, sealed, image_id)
 
 
+def is_intact(directory: ObjectDirectory, version: Version, image_id: bytes) -> bool:
+    """Whether a version's object is on the disk, whole: header, every tag, size. Raises OSError (EIO)."""
+    reader = reader_of(directory, version, image_id)
+    try:
+        reader.verify()
+    except CorruptImage:
+        return False
+    finally:
+        reader.close()
+    return True
+
+
 def _read_cached(fd: int, out: memoryview, offset: int) -> int:
     """Read what the page cache has; raises BlockingIOError where that is nothing.
 

@@ -10,10 +10,9 @@ any point: it then starts anew from the same facts.
 
 from collections.abc import Callable
 
-from pixstorefs.errors import CorruptImage
 from pixstorefs.store.displaced import erase, restore, settle
 from pixstorefs.store.index import Index, State
-from pixstorefs.store.object_reader import reader_of
+from pixstorefs.store.object_reader import is_intact
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.records import Inode, Version
 
@@ -40,7 +39,7 @@ def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
                 continue
             if inode.nlink == 0:
                 continue  # displaced: looked at if what displaced it is lost
-            if not _intact(objects, version, inode.image_id):
+            if not is_intact(objects, version, inode.image_id):
                 report.append(_fall_back(index, objects, inode, version, new_cookie))
         index.put_state(state)
         settle(index, state.next_token)
@@ -52,23 +51,12 @@ def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
     return report
 
 
-def _intact(objects: ObjectDirectory, version: Version, image_id: bytes) -> bool:
-    reader = reader_of(objects, version, image_id)
-    try:
-        reader.verify()
-    except CorruptImage:
-        return False
-    finally:
-        reader.close()
-    return True
-
-
 def _on_disk(objects: ObjectDirectory, version: Version, inode: Inode) -> bool:
     """Whether a version that is to come back is intact, and durable from now on."""
     assert inode.image_id is not None
     if version.runs:
         objects.sync([version.version_id])
-    return _intact(objects, version, inode.image_id)
+    return is_intact(objects, version, inode.image_id)
 
 
 def _revert(index: Index, objects: ObjectDirectory, inode: Inode, lost: Version) -> bool:

@@ -22,7 +22,7 @@ from pixstorefs.store.findings import Finding, Reaction
 from pixstorefs.store.hold import held
 from pixstorefs.store.index import Index
 from pixstorefs.store.index_walk import StoredImage
-from pixstorefs.store.object_reader import reader_of
+from pixstorefs.store.object_reader import is_intact
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.recovery import path_of
@@ -180,14 +180,7 @@ class Snapshot:
         return (source is not None and os.path.samestat(status, source)) or self._opens(stored)
 
     def _opens(self, stored: StoredImage) -> bool:
-        reader = reader_of(self._target.objects, stored.version, stored.image_id)
-        try:
-            reader.verify()
-        except CorruptImage:
-            return False
-        finally:
-            reader.close()
-        return True
+        return is_intact(self._target.objects, stored.version, stored.image_id)
 
     def _bring_object(self, stored: StoredImage) -> bool:
         """Bring one object; whether the store has it, whole by its size.

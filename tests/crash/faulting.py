@@ -283,6 +283,14 @@ class KeyChanges(Harness):
         return self._opening(keys_json(str(self._place.path)))
 
 
+def _calls(run: Callable[[int], object]) -> list[str]:
+    """The calls that `run`, given the descriptor of a file, has its process write down there."""
+    with tempfile.TemporaryFile() as file:
+        run(file.fileno())
+        file.seek(0)
+        return file.read().decode().splitlines()
+
+
 class Creation:
     """Making a store: whatever happens, there is a whole one afterwards, or nothing that looks like one."""
 
@@ -293,10 +301,7 @@ class Creation:
 
     def trace(self) -> list[str]:
         """The calls that make a store."""
-        with tempfile.TemporaryFile() as file:
-            self._run(_COUNT, 0, 0, file.fileno())
-            file.seek(0)
-            return file.read().decode().splitlines()
+        return _calls(lambda descriptor: self._run(_COUNT, 0, 0, descriptor))
 
     def check(self, kind: str, at: int, tally: Tally) -> None:
         """Make one with a fault at one call, and see whether it opens."""
@@ -357,10 +362,7 @@ class Snapshots:
 
     def trace(self) -> list[str]:
         """The calls of the snapshot without a fault, in their order."""
-        with tempfile.TemporaryFile() as file:
-            self._run(_COUNT, 0, 0, file.fileno())
-            file.seek(0)
-            return file.read().decode().splitlines()
+        return _calls(lambda descriptor: self._run(_COUNT, 0, 0, descriptor))
 
     def check(self, kind: str, at: int, tally: Tally) -> None:
         """Take the snapshot with a fault at one call, and judge what is left."""

@@ -70,7 +70,7 @@ MUTATIONS = (
     Mutation(
         "recovery does not verify what is recent",
         "pixstorefs/store/recovery.py",
-        "            if not _intact(objects, version, inode.image_id):\n",
+        "            if not is_intact(objects, version, inode.image_id):\n",
         "            if False:\n",
         _RECOVERY,
     ),

@@ -1,10 +1,11 @@
-"""Fixtures for comparing a mount with a plain directory."""
+"""What several of these tests begin with."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from sides import Sides
-from support import watched
+from support import Mount, watched
 
 
 @pytest.fixture(scope="module")
@@ -13,3 +14,13 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
     directory = tmp_path_factory.mktemp("sides")
     with watched(directory) as mount:
         yield Sides(mount, directory / "plain")
+
+
+@pytest.fixture
+def album(mounted: Mount) -> Mount:
+    """A mounted store with images in two folders."""
+    for folder in ("2025", "2026/holidays"):
+        (mounted.mountpoint / folder).mkdir(parents=True)
+        for number in range(5):
+            (mounted.mountpoint / folder / f"{number}.jpg").write_bytes(os.urandom(200_000))
+    return mounted

@@ -31,16 +31,6 @@ def _checked(mount: Mount, *options: str, status: int = CLEAN) -> dict[str, Any]
 
 
 @pytest.fixture
-def album(mounted: Mount) -> Mount:
-    """A mounted store with images in two folders."""
-    for folder in ("2025", "2026/holidays"):
-        (mounted.mountpoint / folder).mkdir(parents=True)
-        for number in range(5):
-            (mounted.mountpoint / folder / f"{number}.jpg").write_bytes(os.urandom(200_000))
-    return mounted
-
-
-@pytest.fixture
 def damaged(album: Mount) -> Mount:
     """The same, unmounted, and the object of 2026/holidays/4.jpg damaged."""
     album.unmount()

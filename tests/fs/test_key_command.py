@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import shutil
 import stat
@@ -10,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import COMMAND_TIMEOUT_S, Mount, cannot_run, command
+from support import Mount, cannot_run, command
 
 import pixstorefs
 from pixstorefs.errors import WrongKey
@@ -261,7 +260,7 @@ def test_a_full_disk(closed: Mount) -> None:
     """Nothing but the temporary file of a change is lost to a full disk, and the next one works."""
     if os.geteuid() != 0:
         cannot_run("a file system of the test's own needs root")
-    whole = closed.store.tree.rename(closed.directory / "whole")
+    whole = closed.store.rename(closed.directory / "whole")
     closed.store.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", closed.store], check=True)
     try:
@@ -292,26 +291,5 @@ def test_typed_at_a_terminal(closed: Mount) -> None:
 
 
 def at_terminal(mount: Mount, words: list[str], answers: list[str]) -> tuple[int, str]:
-    """`pixstorefs key` on a terminal of its own, typing an answer at each prompt."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        ["setsid", "--ctty", *command("key", words[0], mount.store, *words[1:])],
-        env=mount.env,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    said = ""
-    for answer in answers:
-        while not said.endswith(": "):
-            said += os.read(ours, 1024).decode()
-        os.write(ours, f"{answer}\n".encode())
-        said += "\n"
-    try:
-        while chunk := os.read(ours, 1024):
-            said += chunk.decode()
-    except OSError:
-        pass  # EIO: nobody has the terminal open any more
-    os.close(ours)
-    return process.wait(COMMAND_TIMEOUT_S), said
+    """`pixstorefs key` on a terminal of its own."""
+    return mount.run_at_terminal(["key", words[0], mount.store, *words[1:]], answers)

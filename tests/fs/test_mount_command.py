@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import json
 import os
-import pty
 import signal
 import stat
 import subprocess
@@ -609,29 +608,8 @@ class TestProcess:
 
 
 def at_terminal(mount: Mount, answers: list[str]) -> tuple[int, str]:
-    """`pixstorefs mount` on a terminal of its own, typing an answer at each prompt."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        ["setsid", "--ctty", *command("mount", mount.store, mount.mountpoint)],
-        env=mount.env,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    said = ""
-    for answer in answers:
-        while not said.endswith(": "):
-            said += os.read(ours, 1024).decode()
-        os.write(ours, f"{answer}\n".encode())
-        said += "\n"
-    try:
-        while chunk := os.read(ours, 1024):
-            said += chunk.decode()
-    except OSError:
-        pass  # EIO: nobody has the terminal open any more
-    os.close(ours)
-    return process.wait(COMMAND_TIMEOUT_S), said
+    """`pixstorefs mount` on a terminal of its own."""
+    return mount.run_at_terminal(["mount", mount.store, mount.mountpoint], answers)
 
 
 def in_foreground(mount: Mount) -> subprocess.Popen[str]:

@@ -22,16 +22,6 @@ USAGE, IN_USE, WRONG_KEY, NOT_A_STORE, LOST = 2, 3, 4, 5, 12
 
 
 @pytest.fixture
-def album(mounted: Mount) -> Mount:
-    """A mounted store with images in two folders."""
-    for folder in ("2025", "2026/holidays"):
-        (mounted.mountpoint / folder).mkdir(parents=True)
-        for number in range(5):
-            (mounted.mountpoint / folder / f"{number}.jpg").write_bytes(os.urandom(200_000))
-    return mounted
-
-
-@pytest.fixture
 def other(album: Mount) -> Iterator[Mount]:
     """The snapshot, mounted beside the store by who has its key."""
     beside = Mount(album.directory)

@@ -49,7 +49,7 @@ def test_status_of_what_is_not_mounted(mounted: Mount) -> None:
     mounted.signal(signal.SIGKILL)
     dead = mounted.run("status", mounted.mountpoint)
     assert (dead.returncode, "dead: its process was killed" in dead.stdout) == (1, True)
-    aside = mounted.store.tree.rename(mounted.directory / "moved")
+    aside = mounted.store.rename(mounted.directory / "moved")
     moved = mounted.run("status")
     assert (moved.returncode, "dead: its process was killed" in moved.stdout) == (0, True), moved.stderr
     aside.rename(mounted.store)
