@@ -3,9 +3,11 @@
 import mmap
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pictures
+import pytest
 from support import Mount
 
 _PATIENCE_S = 20.0
@@ -70,3 +72,23 @@ def test_the_next_images_are_asked_for_ahead(mounted: Mount) -> None:
     while not _is_cached(last):
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("option", [("--busy-poll", "0"), ("-o", "busy_poll=10000")])
+def test_polling_or_not_is_the_same(unmounted: Mount, option: tuple[str, str]) -> None:
+    """Requests are answered one after the other and several at once, and the mount ends, however it waits."""
+    unmounted.mount(*option)
+    contents = {f"{number}.jpg": os.urandom(200_000) for number in range(20)}
+
+    def copy(name: str) -> bytes:
+        image = unmounted.mountpoint / name
+        with open(image, "wb") as file:
+            file.write(contents[name])
+            file.flush()
+            os.fsync(file.fileno())
+        return image.read_bytes()
+
+    with ThreadPoolExecutor(8) as clients:
+        assert dict(zip(contents, clients.map(copy, contents), strict=True)) == contents
+    unmounted.remount(*option)
+    assert {path.name: path.read_bytes() for path in unmounted.mountpoint.iterdir()} == contents

@@ -14,12 +14,13 @@ def test_nothing_asked_for() -> None:
 
 
 def test_all_that_is_understood() -> None:
-    given = "ro,allow_other,durable_close,idle_unmount=15m,noexec,keyfile=/k,setuid=anna"
+    given = "ro,allow_other,durable_close,idle_unmount=15m,busy_poll=250,noexec,keyfile=/k,setuid=anna"
     assert parse([given]) == MountOptions(
         read_only=True,
         allow_other=True,
         durable_close=True,
         idle_unmount_s=900.0,
+        busy_poll_us=250,
         flags=frozenset(["noexec"]),
         keyfile="/k",
         run_as="anna",
@@ -61,3 +62,10 @@ def test_lengths_of_time_that_are_none(text: str) -> None:
         duration.parse_s(text)
     with pytest.raises(click.BadParameter, match="idle_unmount"):
         parse([f"idle_unmount={text or 'x'}"])
+
+
+@pytest.mark.parametrize("option", ["busy_poll=", "busy_poll=-1", "busy_poll=1s", "busy_poll=10001"])
+def test_busy_poll_has_limits(option: str) -> None:
+    """A daemon that polls for long takes a processor from everybody else."""
+    with pytest.raises(click.BadParameter, match="busy_poll"):
+        parse([option])
