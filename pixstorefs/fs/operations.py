@@ -25,7 +25,7 @@ from pixstorefs.fs.metadata import Metadata
 from pixstorefs.fs.namespace import NAME_LIMIT_BYTES, Namespace
 from pixstorefs.fs.operations_polling import Turns
 from pixstorefs.fs.operations_reading import Reading
-from pixstorefs.fs.operations_saving import Saving
+from pixstorefs.fs.operations_saving import Saving, make_kernel_ask_again
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.fs.xattrs import Xattrs
 from pixstorefs.store.records import Inode
@@ -296,12 +296,13 @@ class Operations(pyfuse3.Operations):
         image = self._files.of_handle(fh)
         await self._saving.settled(image)
         try:
-            if await self._saving.with_room(lambda: self._files.write(image, off, buf)):
-                pyfuse3.invalidate_inode(image.inode.ino, attr_only=True)
+            dropped = await self._saving.with_room(lambda: self._files.write(image, off, buf))
         except (OSError, PixstoreError) as error:
             if getattr(error, "errno", None) != errno.EFBIG:
                 self._files.fail(image, error.errno or errno.EIO)
             raise
+        if dropped:
+            make_kernel_ask_again(image.inode.ino)
         return len(buf)
 
     @_answered

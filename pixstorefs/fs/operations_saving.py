@@ -118,6 +118,14 @@ class Saving:
         return self._store.tree.path_of(image.inode.ino)
 
 
+def make_kernel_ask_again(ino: int) -> None:
+    """The kernel caches attributes of an inode that it does not know to have changed. Never blocks."""
+    try:
+        pyfuse3.invalidate_inode(ino, attr_only=True)
+    except OSError as error:
+        _complain(ino, error)
+
+
 def _make_kernel_forget(ino: int, names: set[tuple[int, bytes]]) -> None:
     """The kernel still caches a draft that was given up: make it ask again.
 
