@@ -172,6 +172,7 @@ def main(
     report.print_study(Console(), study)
     _write(options["json_file"], report.study_as_json(study, described, settings))
     _write(options["markdown_file"], report.study_as_markdown(study, described, settings))
+    sys.exit(0 if study.complete else 130)
 
 
 if __name__ == "__main__":

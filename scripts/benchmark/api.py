@@ -24,7 +24,7 @@ from rich.console import Console
 from . import packages, process
 from .sheet import Sheet, Study, number, spread
 from .source import LARGE_BYTES, SMALL_BYTES
-from .volume import Directory, can_loop, lent, volume_at
+from .volume import Directory, VolumeError, can_loop, lent, volume_at
 
 PIXSTORE = "pixstore@3.2.1"
 PHASES = ("save", "update", "delete")
@@ -101,7 +101,7 @@ def measure(workdir: str, size_factor: float, repetitions: int) -> Study:
                 for contender in contenders:
                     with console.status(f"repetition {repetition + 1}/{repetitions}: {contender.name}"):
                         volume = _volume(os.path.join(place, "store"), count * size_bytes)
-                        with lent(volume), _note_failure(contender, notes):
+                        with _note_failure(contender, notes), lent(volume):
                             _measure_one(contender, volume, size_bytes, count, cases)
     finally:
         if not process.mounts_below(place):
@@ -155,8 +155,8 @@ def _answer(client: subprocess.Popen) -> str:
 def _note_failure(contender: Contender, notes: list[str]) -> Iterator[None]:
     try:
         yield
-    except click.ClickException as error:
-        if (text := f"{contender.name}: {error.message}") not in notes:
+    except (click.ClickException, VolumeError, OSError) as error:
+        if (text := f"{contender.name}: {error}") not in notes:
             notes.append(text)
 
 

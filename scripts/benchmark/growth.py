@@ -20,6 +20,7 @@ import click
 from rich.console import Console
 
 import pixstorefs
+from pixstorefs.errors import PixstoreError
 from pixstorefs.keys.secrets import create_keyfile
 from pixstorefs.store.images import ImageStore
 
@@ -27,8 +28,8 @@ from . import process
 from .runner import can_drop_caches
 from .sheet import Sheet, Study, number
 from .site import DROP_CACHES
-from .systems import Pixstorefs
-from .volume import can_loop, lent, volume_at
+from .systems import MountError, Pixstorefs
+from .volume import VolumeError, can_loop, lent, volume_at
 
 IMAGE_BYTES = 1000
 IMAGES_A_DIRECTORY = 1000
@@ -91,6 +92,8 @@ def measure(workdir: str, counts: list[int]) -> Study:
                 console.print(f"{count:,} images measured", highlight=False)
     except KeyboardInterrupt:
         notes.append("interrupted")
+    except (PixstoreError, VolumeError, MountError) as error:
+        raise click.ClickException(str(error)) from error
     finally:
         if not process.mounts_below(place):
             shutil.rmtree(place, ignore_errors=True)
@@ -99,7 +102,7 @@ def measure(workdir: str, counts: list[int]) -> Study:
     if not can_drop_caches():
         notes.append("only root can drop caches: nothing was cold")
     data = {"images": {count: samples[count] for count in samples}, "operations": OPERATIONS}
-    return Study([sheet(samples)], data, notes)
+    return Study([sheet(samples)], data, notes, complete=len(samples) == len(counts))
 
 
 class GrowingStore:
@@ -164,8 +167,9 @@ class GrowingStore:
         folder = os.path.join(root, "written")
         written = [os.path.join(folder, f"{index:04}.jpg") for index in range(OPERATIONS)]
         data = self._image()
-        took = {"mount": self._system.mount_timed()}
+        took = {}
         try:
+            took["mount"] = self._system.mount_timed()
             subprocess.run(["ls", "--version"], capture_output=True, check=True)
             took["list"] = median_seconds(_list, listed)
             took["stat"] = _stat_unknown(named)

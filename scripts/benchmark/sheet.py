@@ -51,8 +51,12 @@ def spread(values: Sequence[float]) -> str:
 
 @dataclass
 class Study:
-    """What a measurement other than the comparison found. `data`: everything, for JSON."""
+    """What a measurement other than the comparison found. `data`: everything, for JSON.
+
+    `complete`: it was not interrupted.
+    """
 
     sheets: list[Sheet]
     data: dict[str, object]
     notes: list[str]
+    complete: bool = True

@@ -141,6 +141,8 @@ class FuseSystem(System):
 
     def unmount(self) -> None:
         """Unmount and see the daemon end. By force only if it does not do so by itself."""
+        if self.mountpoint not in process.mount_points():
+            self._end_launch()
         deadline = time.monotonic() + UNMOUNT_SECONDS
         while self.mountpoint in process.mount_points():
             late = time.monotonic() > deadline
@@ -150,6 +152,13 @@ class FuseSystem(System):
             if late:
                 break
         self._end_daemon()
+
+    def _end_launch(self) -> None:
+        """End what was interrupted before it had mounted: it would mount when nobody unmounts any more."""
+        for pid in process.with_argument(self.mountpoint):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            process.wait_until(lambda pid=pid: not process.alive(pid), UNMOUNT_SECONDS / 2)
 
     def abandon(self) -> None:
         """End the daemon of a mount that hangs; what waits for the mount then gets an error."""
@@ -177,6 +186,13 @@ class Plain(System):
 
     def usable(self) -> bool:
         return True
+
+    def _end_launch(self) -> None:
+        """End what was interrupted before it had mounted: it would mount when nobody unmounts any more."""
+        for pid in process.with_argument(self.mountpoint):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            process.wait_until(lambda pid=pid: not process.alive(pid), UNMOUNT_SECONDS / 2)
 
     def abandon(self) -> None:
         pass
