@@ -40,8 +40,11 @@ class IdleWatch:
     def note_use(self) -> None:
         self._last_use_s = time.monotonic()
 
-    async def unmount_when_idle(self, mountpoint: str) -> None:
-        """Return when the mount has been unmounted for lack of use. The event loop then ends by itself."""
+    async def unmount_when_idle(self, mountpoint: str) -> bool:
+        """Return when the mount has been unmounted for lack of use, or cannot be; whether it has been.
+
+        The event loop then ends by itself, unless a copy of the mount lives on in another mount namespace.
+        """
         while True:
             idle_s = time.monotonic() - self._last_use_s
             if idle_s < self._limit_s:
@@ -52,7 +55,7 @@ class IdleWatch:
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     log.warning("%s stays mounted although it is idle: %s", mountpoint, error.strerror)
-                    return
+                    return False
                 await trio.sleep(min(self._limit_s, _RETRY_S))
             except trio.Cancelled:
                 # The rule: the kernel tells the loop, which ends, before the thread can tell us.
@@ -60,7 +63,7 @@ class IdleWatch:
                 raise
             else:
                 self._tell(mountpoint)
-                return
+                return True
 
     def _tell(self, mountpoint: str) -> None:
         log.info("%s was not used for %g s: unmounted", mountpoint, self._limit_s)

@@ -138,10 +138,16 @@ async def _serve_until_end(
         gc.freeze()
         starter.ready(report)
         if idle is not None:
-            nursery.start_soon(idle.unmount_when_idle, plan.mountpoint)
+            nursery.start_soon(_end_when_idle, idle, plan.mountpoint)
         await stop.wait()
         log.info("%s: ending the mount on %s", stop.name, plan.mountpoint)
         await _end_mount(plan.mountpoint)
+
+
+async def _end_when_idle(idle: IdleWatch, mountpoint: str) -> None:
+    if await idle.unmount_when_idle(mountpoint):
+        await trio.sleep(_LOOP_END_TIMEOUT_S)
+        pyfuse3.terminate()
 
 
 async def _answer_requests(everything_else: trio.CancelScope) -> None:

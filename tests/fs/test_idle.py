@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from support import Mount, wait_until_gone
+from support import Mount, cannot_run, program, wait_until_gone
 
 
 def test_unmounts_and_has_saved_everything(unmounted: Mount) -> None:
@@ -60,3 +60,19 @@ def test_requests_keep_it_and_questions_about_free_space_do_not(unmounted: Mount
         os.statvfs(unmounted.mountpoint)
         time.sleep(0.1)
     wait_until_gone(pid)
+
+
+def test_ends_although_a_copy_of_the_mount_lives_on(unmounted: Mount) -> None:
+    """Whoever makes a mount namespace, a container for one, takes a copy of every mount into it."""
+    if os.geteuid() != 0:
+        cannot_run("only root can make a mount namespace")
+    unmounted.mount("--idle-unmount", "2s")
+    pid = unmounted.pid
+    words = [program("unshare"), "--mount", "sh", "-c", "echo; read -r _"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as elsewhere:
+        assert elsewhere.stdin is not None
+        assert elsewhere.stdout is not None
+        elsewhere.stdout.readline()
+        wait_until_gone(pid)
+        assert not unmounted.is_mounted
+        elsewhere.stdin.close()
