@@ -69,12 +69,12 @@ def main() -> NoReturn:
     # No command has a slash in its name, and mount.fuse3 gives the store in that place.
     if arguments and "/" in arguments[0]:
         mount_main()
-    sys.exit(run(commands, "pixstorefs", arguments))
+    sys.exit(console.flushed(run(commands, "pixstorefs", arguments)))
 
 
 def mount_main() -> NoReturn:
     """`mount.pixstorefs`, for mount(8)."""
-    sys.exit(exit_status(run(mount_helper_command, "mount.pixstorefs", sys.argv[1:])))
+    sys.exit(console.flushed(exit_status(run(mount_helper_command, "mount.pixstorefs", sys.argv[1:]))))
 
 
 def run(command: click.Command, name: str, arguments: list[str]) -> int:

@@ -19,6 +19,20 @@ def open_standard_descriptors() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
 
 
+def flushed(status: int) -> int:
+    """Write out what is buffered; the exit status of a command that ends with `status`.
+
+    Where that fails nothing is left for Python to try again at its end: it would say so in its own words, and
+    end with 120.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status or 1
+    return status
+
+
 def error(message: str) -> None:
     """Why the command ends without having done its work."""
     _say(message, "red")

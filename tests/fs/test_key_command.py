@@ -116,7 +116,8 @@ def test_a_recovery_code_that_cannot_be_shown(closed: Mount) -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
             command("key", "add", closed.store, "--label", "paper", "--recovery-code"),
-            env=closed.env,
+            # Python keeps what could not be written, and tries again at its end, unless it is told not to.
+            env=closed.env | {"PYTHONUNBUFFERED": ""},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
