@@ -16,7 +16,6 @@ class Changes:
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
-    size_bytes: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
