@@ -68,18 +68,22 @@ class Metadata:
     ) -> None:
         """Change an inode in the index. Not `inode` itself yet: it stays as it is where this fails."""
         image = self._files.image(inode.ino)
-        saved: Inode | None = replace(inode)
+        before: Inode | None = inode
         if image is not None and image.dirty:
             # The times belong to the content that is not saved yet and wait for it.
             changes = Changes(changes.mode, changes.uid, changes.gid)
             if changes == Changes():
                 return
-            saved = self._store.tree.inode(inode.ino)
-        if saved is None:
+            before = self._store.tree.inode(inode.ino)
+        if before is None:
             return
+        saved = replace(before)
         apply(saved, changes, now_ns)
+        is_directory = stat.S_ISDIR(saved.mode)
+        if saved == before and not xattrs and not is_directory:
+            return  # the kernel's own ctime, after a rename whose time is the same tick
         self._store.tree.update_inode(saved, xattrs)
-        if stat.S_ISDIR(saved.mode):
+        if is_directory:
             self._pending.take_changed_ns(saved.ino)
 
     def write_directory_times(self) -> None:

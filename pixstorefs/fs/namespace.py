@@ -157,7 +157,7 @@ class Namespace:
         inode = self._existing(parent, name)
         if stat.S_ISDIR(inode.mode):
             raise _error(errno.EISDIR)
-        self._remove_saved(parent, name)
+        self._remove_saved(parent, name, inode)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY."""
@@ -167,7 +167,7 @@ class Namespace:
             raise _error(errno.ENOTDIR)
         self._check_empty(inode.ino)
         self._empty(inode.ino)
-        self._remove_saved(parent, name)
+        self._remove_saved(parent, name, inode)
 
     def _unlink_pending(self, image: OpenImage) -> None:
         assert image.pending is not None
@@ -178,11 +178,8 @@ class Namespace:
         image.inode.nlink = 0
         self._files.lost_name(image.inode)
 
-    def _remove_saved(self, parent: int, name: bytes) -> None:
-        """Remove a name from the index."""
-        inode = self._store.tree.lookup(parent, name)
-        if inode is None:
-            return
+    def _remove_saved(self, parent: int, name: bytes, inode: Inode) -> None:
+        """Remove a name from the index; `inode` is what it stands for."""
         self._files.prepare_loss(inode)
         removed = self._store.tree.remove(parent, name, self._now_ns())
         self._pending.take_changed_ns(parent)
@@ -193,7 +190,9 @@ class Namespace:
     def _remove_hidden(self, parent: int, name: bytes) -> None:
         """A hidden name does not wait for who hides it: that one is deleted, or the name taken for good."""
         if self._pending.hides(parent, name):
-            self._remove_saved(parent, name)
+            inode = self._store.tree.lookup(parent, name)
+            if inode is not None:
+                self._remove_saved(parent, name, inode)
 
     def _empty(self, ino: int) -> None:
         """Take away what a directory holds that nobody sees."""
@@ -231,11 +230,14 @@ class Namespace:
         if image is not None:
             self._rename_pending(image, new_parent, new_name, target)
         else:
-            self._rename_saved(parent, name, new_parent, new_name)
+            self._rename_saved(parent, name, new_parent, new_name, target)
 
-    def _rename_saved(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
+    def _rename_saved(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, target: Inode | None
+    ) -> None:
         over = self._pending.get(new_parent, new_name)
-        target = self._store.tree.lookup(new_parent, new_name)
+        if over is not None or self._pending.hides(new_parent, new_name):
+            target = self._store.tree.lookup(new_parent, new_name)  # what the index has there is not seen
         if target is not None:
             self._files.prepare_loss(target)
             self._empty(target.ino)

@@ -176,7 +176,7 @@ class Barrier:
             if at_rest and self._index.checkpoint_is_due():
                 checkpointed = self._index.checkpoint()
                 with self._lock:
-                    self._index.empty_log(checkpointed=checkpointed)
+                    self._index.shorten_log(checkpointed=checkpointed)
 
     def _unlink(self, retired: list[int], *, even_if_held: bool) -> bool:
         """Unlink retired objects, all or, where a snapshot holds them, none; returns which.

@@ -163,7 +163,8 @@ class Index(Database):
     def delete_inode(self, ino: int) -> None:
         """Remove an inode and its extended attributes."""
         self.execute("DELETE FROM inode WHERE ino=?", (ino,))
-        self.execute("DELETE FROM xattr WHERE ino=?", (ino,))
+        if self._has_xattrs:
+            self.execute("DELETE FROM xattr WHERE ino=?", (ino,))
 
     # Entries
 
@@ -178,6 +179,15 @@ class Index(Database):
         """The entry itself and the inode number it names."""
         row = self.one("SELECT cookie, ino, linked FROM entry WHERE parent=? AND name=?", parent, name)
         return (Entry(row[0], parent, name, bool(row[2])), row[1]) if row else None
+
+    def named(self, parent: int, name: bytes) -> tuple[Entry, Inode] | None:
+        """Both at once: an entry and its inode."""
+        row = self.one(
+            f"SELECT cookie, linked, {_INODE_OF} FROM entry JOIN inode USING (ino) WHERE parent=? AND name=?",
+            parent,
+            name,
+        )
+        return (Entry(row[0], parent, name, bool(row[1])), Inode(*row[2:])) if row else None
 
     def entries(self, parent: int, after_cookie: int, limit: int) -> list[tuple[int, bytes, Inode]]:
         """Up to `limit` entries behind `after_cookie`, in cookie order: (cookie, name, inode)."""
@@ -205,9 +215,21 @@ class Index(Database):
             (entry.parent, entry.cookie, entry.name, ino, int(entry.linked)),
         )
         if not entry.linked:
-            self.execute(
-                "UPDATE inode SET home_parent=?, home_cookie=? WHERE ino=?", (entry.parent, entry.cookie, ino)
-            )
+            self._set_home(entry, ino)
+
+    def move_entry(self, old: Entry, new: Entry, ino: int) -> None:
+        """Give a name another place, another directory or another spelling. The new one must be free."""
+        self.execute(
+            "UPDATE entry SET parent=?, cookie=?, name=? WHERE parent=? AND cookie=?",
+            (new.parent, new.cookie, new.name, old.parent, old.cookie),
+        )
+        if not new.linked and (new.parent, new.cookie) != (old.parent, old.cookie):
+            self._set_home(new, ino)
+
+    def _set_home(self, entry: Entry, ino: int) -> None:
+        self.execute(
+            "UPDATE inode SET home_parent=?, home_cookie=? WHERE ino=?", (entry.parent, entry.cookie, ino)
+        )
 
     def mark_linked(self, ino: int) -> None:
         """The inode gets a second name: from now on its names are found by the index of linked ones."""

@@ -171,22 +171,22 @@ class Tree:
     ) -> tuple[Inode, Inode | None]:
         """Move a name, replacing what has the new one; returns the moved and the replaced inode."""
         with self._transactions.change() as index:
-            found = index.entry(parent, name)
+            found = index.named(parent, name)
             if found is None:
                 raise FileNotFoundError(errno.ENOENT, "no such entry", name)
-            entry, ino = found
-            moved = self._existing(ino)
+            entry, moved = found
             cookie = self._cookie_for(index, entry, new_parent, new_name)
             replaced = self._drop_name(index, new_parent, new_name, now_ns, by=moved)
-            index.delete_entry(parent, name)
-            index.insert_entry(Entry(cookie, new_parent, new_name, entry.linked), ino)
-            directory = int(stat.S_ISDIR(moved.mode))
-            index.touch_directory(parent, now_ns, -directory)
+            index.move_entry(entry, Entry(cookie, new_parent, new_name, entry.linked), moved.ino)
+            arrived = int(stat.S_ISDIR(moved.mode))
             gone = int(replaced is not None and stat.S_ISDIR(replaced.mode))
-            index.touch_directory(new_parent, now_ns, directory - gone)
+            if parent == new_parent:
+                index.touch_directory(parent, now_ns, -gone)
+            else:
+                index.touch_directory(parent, now_ns, -arrived)
+                index.touch_directory(new_parent, now_ns, arrived - gone)
+            index.touch_inode(moved.ino, now_ns)
             moved.ctime_ns = now_ns
-            if replaced is None or replaced.ino != ino:
-                index.update_inode(moved)
             return moved, replaced
 
     def cookie_for(self, entry: Entry, new_parent: int, new_name: bytes) -> int:

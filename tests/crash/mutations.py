@@ -38,6 +38,13 @@ MUTATIONS = (
         _POWER,
     ),
     Mutation(
+        "the log begins anew without its header on the disk",
+        "pixstorefs/store/index_database.py",
+        '"synchronous=NORMAL" if journal else',
+        '"synchronous=OFF" if journal else',
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
         "the log is not synced by the barrier",
         "pixstorefs/store/index_database.py",
         "        os.fdatasync(self._log_fd)\n",

@@ -179,6 +179,15 @@ def test_log_is_written_anew_after_an_unclean_stop() -> None:
     assert copied < _next(calls, "fdatasync /index.db", copied) < first_of_recovery
 
 
+def test_log_begins_anew_with_its_header_on_the_disk() -> None:
+    """All of it is in the database: it is overwritten. Old pages must not be found behind the old header."""
+    calls = _output("--scenario", "update with checkpoints", "--trace").splitlines()
+    checkpointed = calls.index("fdatasync /index.db", calls.index("write /index.db"))
+    header = _next(calls, "write /index.db-wal", checkpointed)
+    assert calls[header + 1] == "fdatasync /index.db-wal"
+    assert "write /index.db-wal" in calls[header + 2 :]
+
+
 def _next(calls: list[str], call: str, after: int) -> int:
     return calls.index(call, after)
 

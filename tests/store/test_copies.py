@@ -19,7 +19,7 @@ from support import Mount, cannot_run
 from pixstorefs.errors import CorruptStore, NewerFormat, NoSpace, WrongKey
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store import index_copy
+from pixstorefs.store import index_copy, index_database
 from pixstorefs.store.copies import Schedule, good_copies
 from pixstorefs.store.header import INDEX_PURPOSE, is_store, keys_json, read_header
 from pixstorefs.store.index import ROOT_INO
@@ -197,8 +197,8 @@ def test_writers_go_on_while_a_copy_is_made(fresh: Place) -> None:
         os.unlink(target)
 
 
-def test_log_is_not_emptied_under_a_copy(fresh: Place) -> None:
-    """A barrier during a copy leaves the log alone instead of waiting; the next one empties it."""
+def test_log_is_left_alone_under_a_copy(fresh: Place) -> None:
+    """A barrier during a copy leaves the log alone instead of waiting; behind the next it begins anew."""
     with opened(fresh) as store:
         log = fresh.path / "index.db-wal"
         with store.index.log_at_rest(wait=True):
@@ -208,6 +208,22 @@ def test_log_is_not_emptied_under_a_copy(fresh: Place) -> None:
             store.sync()
             assert time.monotonic() - began_s < 5
             assert log.stat().st_size >= 9 << 20
+            store.tree.put_xattr(ROOT_INO, b"user.small", b"value", 2)
+            size_bytes = log.stat().st_size
+            beginning = log.read_bytes()[:4096]
+        store.sync()
+        store.tree.put_xattr(ROOT_INO, b"user.small", b"another", 3)
+        assert log.read_bytes()[:4096] != beginning
+        assert log.stat().st_size == size_bytes
+
+
+def test_long_log_is_given_back(fresh: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a burst of changes made of the log does not stay on the disk."""
+    monkeypatch.setattr(index_database, "_LOG_KEPT_BYTES", 1 << 20)
+    with opened(fresh) as store:
+        log = fresh.path / "index.db-wal"
+        while log.stat().st_size < 5 << 20:
+            store.tree.put_xattr(ROOT_INO, b"user.large", os.urandom(60_000), 1)
         store.sync()
         assert log.stat().st_size == 0
 

@@ -20,7 +20,7 @@ from stores import SEGMENT, Place, image, objects_of, replace_file, save_file, t
 from pixstorefs.errors import PixstoreError
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store import barrier
+from pixstorefs.store import barrier, index_database
 from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
 from pixstorefs.store.index import ROOT_INO, Index
 from pixstorefs.store.objects import ObjectDirectory
@@ -28,6 +28,7 @@ from pixstorefs.store.recovery import recover
 from pixstorefs.store.store import Store
 
 NAMES = "abcdef"
+_LOG_HEADER_BYTES = 32
 SIZES_BYTES = [0, 10, SEGMENT, SEGMENT + 1, 3 * SEGMENT]
 
 
@@ -118,12 +119,30 @@ class History:
             self._inodes[name].add(self._ino(name))
 
 
-def lose_power(store: Path, barrier_objects: set[int], barrier_log_bytes: int, source: random.Random) -> int:
+def torn(old: bytes, new: bytes, source: random.Random) -> bytes:
+    """A log, `old` at the barrier and `new` since, of whose new sectors some did not reach the disk.
+
+    Only the header did in any case: SQLite syncs it before it writes anything behind it.
+    """
+    sector_bytes = source.choice([512, 4096])
+    sectors = [slice(at, at + sector_bytes) for at in range(0, len(new), sector_bytes)]
+    changed = [part for part in sectors if old[part] != new[part]]
+    if source.random() < 0.5:
+        lost = changed[source.randint(0, len(changed)) :]
+    else:
+        lost = source.sample(changed, source.randint(0, len(changed)))
+    left = bytearray(new)
+    for part in lost:
+        left[part] = old[part].ljust(len(left[part]), b"\0")
+    left[:_LOG_HEADER_BYTES] = new[:_LOG_HEADER_BYTES]
+    return bytes(left)
+
+
+def lose_power(store: Path, barrier_objects: set[int], barrier_log: bytes, source: random.Random) -> int:
     """Take away some of what no barrier covered; returns of how many objects."""
     log = store / "index.db-wal"
     if source.random() < 0.7:
-        size_bytes = log.stat().st_size
-        os.truncate(log, source.randint(barrier_log_bytes, size_bytes))
+        log.write_bytes(torn(barrier_log, log.read_bytes(), source))
     probability = source.choice([0.2, 0.6, 1.0])
     lost = 0
     for version_id, path in sorted(objects_of(store).items()):
@@ -156,8 +175,11 @@ def test_power_loss(place, tmp_path, rounds, monkeypatch):
     # The barriers are the history's, made with the lock held: one that came by itself would wait for it, and
     # they for that one.
     monkeypatch.setattr(barrier, "INTERVAL_S", 3600.0)
+    # Every few rounds the log begins anew, over what it was.
+    monkeypatch.setattr(index_database, "_CHECKPOINT_FROM_BYTES", 200_000)
     place.open().close()
     store = place.open_store()
+    log_beginnings: set[bytes] = set()
     objects_lost = reports = restored = 0
     for seed in range(rounds):
         source = random.Random(seed)
@@ -167,12 +189,13 @@ def test_power_loss(place, tmp_path, rounds, monkeypatch):
                 history.step()
             history.barrier()
             objects = set(place.objects())
-            log_bytes = (place.path / "index.db-wal").stat().st_size
+            log = (place.path / "index.db-wal").read_bytes()
+            log_beginnings.add(log[:_LOG_HEADER_BYTES])
             for _ in range(source.randrange(1, 9)):
                 history.step()
             copy = tmp_path / f"lost {seed}"
             shutil.copytree(place.path, copy)
-        objects_lost += lose_power(copy, objects, log_bytes, source)
+        objects_lost += lose_power(copy, objects, log, source)
         with reopened(place, copy) as recovered:
             found = tree(recovered)
             assert history.kept <= found.keys(), seed
@@ -193,6 +216,7 @@ def test_power_loss(place, tmp_path, rounds, monkeypatch):
     assert objects_lost > rounds
     assert reports > rounds // 2
     assert restored > rounds // 8
+    assert len(log_beginnings) > rounds // 16
 
 
 # Recovery itself may be killed
