@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("mount", short_help="Mount a store, creating it if it is missing.")
 @click.argument("store", type=click.Path())
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=click.Path(readable=False))
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as file modes allow.")
@@ -112,6 +112,8 @@ def mount(
         durable_close=asked.durable_close,
         idle_unmount_s=asked.idle_unmount_s,
         busy_poll_s=asked.busy_poll_us / 1e6,
+        # Without allow_other there is nobody but root in a mount of root's, who may do everything anyway.
+        kernel_checks=asked.default_permissions or asked.allow_other or os.geteuid() != 0,
         flags=asked.flags,
     )
     try:

@@ -22,17 +22,7 @@ _FLAGS = {
 # atimes, which a store does not record on reading; or about what is so in any case.
 _IGNORED = frozenset(
     (
-        *(
-            "defaults",
-            "auto",
-            "noauto",
-            "nofail",
-            "_netdev",
-            "async",
-            "silent",
-            "loud",
-            "default_permissions",
-        ),
+        *("defaults", "auto", "noauto", "nofail", "_netdev", "async", "silent", "loud"),
         *("user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup", "comment"),
         *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime"),
         *("strictatime", "nostrictatime", "lazytime", "nolazytime"),
@@ -55,6 +45,7 @@ class MountOptions:
 
     read_only: bool = False
     allow_other: bool = False
+    default_permissions: bool = False
     durable_close: bool = False
     idle_unmount_s: float = 0.0
     busy_poll_us: int = DEFAULT_BUSY_POLL_US
@@ -98,6 +89,8 @@ def _take_word(result: MountOptions, option: str) -> bool:
         result.read_only = option == "ro"
     elif option == "allow_other":
         result.allow_other = True
+    elif option == "default_permissions":
+        result.default_permissions = True
     elif option == "durable_close":
         result.durable_close = True
     else:

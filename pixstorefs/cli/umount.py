@@ -15,7 +15,7 @@ _LAZY_END_TIMEOUT_S = 3.0
 
 
 @click.command("umount", short_help="Unmount, and wait until everything is saved.")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=click.Path(readable=False))
 @click.option(
     "-l", "--lazy", is_flag=True, help="Detach at once; the mount ends when nobody uses it any more."
 )

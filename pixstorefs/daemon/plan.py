@@ -10,6 +10,7 @@ class MountPlan:
     `durable_close`: close(2) returns when what it saved survives power loss.
     `idle_unmount_s`: unmount after that long without use; 0 for never.
     `busy_poll_s`: how long the daemon polls for the next request before it sleeps; 0 for not at all.
+    `kernel_checks`: the kernel enforces modes and access control lists. Without, nobody does.
     `flags` are mount options passed on to libfuse as they are (noexec, dev, ...).
     """
 
@@ -20,4 +21,5 @@ class MountPlan:
     durable_close: bool = False
     idle_unmount_s: float = 0.0
     busy_poll_s: float = 0.0
+    kernel_checks: bool = True
     flags: frozenset[str] = frozenset()

@@ -51,17 +51,14 @@ def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
         store,
         turns,
         read_only=plan.read_only,
-        allow_other=plan.allow_other,
+        kernel_checks=plan.kernel_checks,
         durable_close=plan.durable_close,
         now_ns=linux.FileClock().now_ns,
     )
     idle = IdleWatch(plan.idle_unmount_s) if plan.idle_unmount_s else None
     try:
-        chosen = session.options(
-            plan.store_path, read_only=plan.read_only, allow_other=plan.allow_other, flags=plan.flags
-        )
         watched = idle.watching(operations) if idle else operations
-        handshake = session.start(watched, plan.mountpoint, chosen)
+        handshake = session.start(watched, plan.mountpoint, session.options(plan))
         poll_for_requests(turns, plan.busy_poll_s, handshake.finish)
     except BaseException:
         store.close()

@@ -11,6 +11,7 @@ import pyfuse3
 
 from pixstorefs.daemon import linux, mounts
 from pixstorefs.daemon.handshake import Handshake, fuse_descriptors
+from pixstorefs.daemon.plan import MountPlan
 from pixstorefs.errors import FuseUnavailable
 
 _READ_AHEAD_KIB = 1024
@@ -35,20 +36,22 @@ class _Option(str):
         return os.fsencode(str(self))
 
 
-def options(store_path: str, *, read_only: bool, allow_other: bool, flags: frozenset[str]) -> set[str]:
-    """The options of the mount. `flags` are those of mount(8) that libfuse knows (noexec, dev, ...)."""
+def options(plan: MountPlan) -> set[str]:
+    """The options of the mount."""
     # libfuse splits options at commas and takes backslashes for escapes, also within values.
-    source = store_path.replace("\\", "\\\\").replace(",", "\\,")
+    source = plan.store_path.replace("\\", "\\\\").replace(",", "\\,")
     chosen = {
         _Option(f"fsname={source}"),
         f"subtype={mounts.SUBTYPE}",
-        # The kernel then checks modes itself, and asks us nothing.
-        "default_permissions",
-        *flags,
+        *plan.flags,
     }
-    if read_only:
+    if plan.kernel_checks:
+        # Modes are then its own business, and it asks us nothing. After every change of a directory, though,
+        # it gets the directory's attributes anew.
+        chosen.add("default_permissions")
+    if plan.read_only:
         chosen.add("ro")
-    if allow_other:
+    if plan.allow_other:
         chosen.add("allow_other")
     return chosen
 

@@ -19,6 +19,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from pixstorefs.errors import NoSpace, PixstoreError
+from pixstorefs.fs.acl import ACCESS
 from pixstorefs.fs.attributes import Changes, blocks
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.metadata import Metadata
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # The mount is the only writer, so what the kernel caches stays right for as long as it likes.
 CACHE_TIMEOUT_S = 86400.0
+_MAY_EXECUTE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,11 +68,14 @@ def _answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
 
 
 class Operations(pyfuse3.Operations):
-    """The handlers of one mount."""
+    """The handlers of one mount.
+
+    `kernel_checks`: whether the kernel enforces modes and access control lists. If not, it is root alone who
+    comes here, and may do everything but execute what nobody may.
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = True
-    enable_acl = True
 
     def __init__(
         self,
@@ -78,14 +83,15 @@ class Operations(pyfuse3.Operations):
         turns: Turns,
         *,
         read_only: bool,
-        allow_other: bool,
+        kernel_checks: bool,
         durable_close: bool = False,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         super().__init__()
         self._store = store
+        self.enable_acl = kernel_checks
         self._read_only = read_only
-        self._allow_other = allow_other
+        self._kernel_checks = kernel_checks
         self._durable_close = durable_close
         pending = PendingNames()
         self._files = Files(store, pending)
@@ -233,6 +239,8 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         of_group = self._is_of_group(inode, ctx)
         await self._saving.with_room(lambda: self._xattrs.put(inode, name, value, of_group=of_group))
+        if name == ACCESS and not self._kernel_checks:
+            make_kernel_ask_again(inode)  # for the mode: it does not know that lists have to do with it
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -261,7 +269,10 @@ class Operations(pyfuse3.Operations):
         return stats
 
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
-        return True  # default_permissions: the kernel has decided already
+        if self._kernel_checks or not mode & os.X_OK:
+            return True  # the kernel has decided already, or it is root who asks
+        found = self._files.inode(inode).mode
+        return not stat.S_ISREG(found) or bool(found & _MAY_EXECUTE)
 
     # Content
 

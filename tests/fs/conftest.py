@@ -16,6 +16,14 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
         yield Sides(mount, directory / "plain")
 
 
+@pytest.fixture(scope="module")
+def private_sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sides]:
+    """The same with a mount of root's for nobody else, in which the kernel checks no modes."""
+    directory = tmp_path_factory.mktemp("private_sides")
+    with watched(directory) as mount:
+        yield Sides(mount, directory / "plain", private=True)
+
+
 @pytest.fixture
 def album(mounted: Mount) -> Mount:
     """A mounted store with images in two folders."""

@@ -27,12 +27,12 @@ _OLD_NS = 1_000_000_000_000_000_001
 
 
 class Sides:
-    """Where cases run: in a mount that lets all users in, and beside it."""
+    """Where cases run: in a mount that lets all users in, or root alone, and beside it."""
 
-    def __init__(self, mount: Mount, plain: Path) -> None:
+    def __init__(self, mount: Mount, plain: Path, *, private: bool = False) -> None:
         if os.geteuid() != 0:
             cannot_run("being several users takes root")
-        mount.mount("--allow-other", "-o", "dev,suid")
+        mount.mount("-o", "dev,suid" if private else "allow_other,dev,suid")
         mount.mountpoint.chmod(0o777)
         plain.mkdir(mode=0o777)
         self.mount = mount

@@ -340,7 +340,9 @@ class TestOptions:
         return set(fields[5].split(",") + fields[-1].split(","))
 
     def test_defaults(self, mounted: Mount) -> None:
-        assert {"rw", "nosuid", "nodev", "default_permissions"} <= self.options(mounted)
+        options = self.options(mounted)
+        assert {"rw", "nosuid", "nodev"} <= options
+        assert ("default_permissions" in options) is (os.geteuid() != 0)
 
     def test_last_of_two_wins_and_the_harmless_are_ignored(self, unmounted: Mount) -> None:
         unmounted.mount("-o", "defaults,ro,noauto,nofail,_netdev,user,noatime", "-o", "exec,noexec,rw")
@@ -349,7 +351,12 @@ class TestOptions:
     @as_root
     def test_allow_other(self, unmounted: Mount) -> None:
         unmounted.mount("--allow-other")
-        assert "allow_other" in self.options(unmounted)
+        assert {"allow_other", "default_permissions"} <= self.options(unmounted)
+
+    @as_root
+    def test_kernel_checks_modes_where_it_is_asked_to(self, unmounted: Mount) -> None:
+        unmounted.mount("-o", "default_permissions")
+        assert "default_permissions" in self.options(unmounted)
 
     def test_read_only(self, mounted: Mount) -> None:
         (mounted.mountpoint / "a.jpg").write_bytes(b"1")

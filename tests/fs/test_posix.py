@@ -7,8 +7,10 @@ import ctypes
 import fcntl
 import mmap
 import os
+import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -621,21 +623,44 @@ def _moved_by_the_kernel() -> object:
     return done, _content("g")
 
 
-CASES = [
+def _root_may_everything_but_execute_what_nobody_may() -> object:
+    results: list[object] = []
+    for mode in (0o000, 0o444, 0o111, 0o755):
+        with open("program", "w", encoding="ascii") as file:
+            file.write("#!/bin/sh\nexit 3\n")
+        os.chmod("program", mode)
+        os.mkdir("d")
+        os.chmod("d", mode)
+        results += [
+            [os.access(name, wanted) for name in ("program", "d") for wanted in (os.R_OK, os.W_OK, os.X_OK)],
+            tried(lambda: subprocess.run(["./program"], check=False)),
+            tried(lambda: os.chdir("d")),
+            tried(lambda: os.chdir("..")),
+            tried(lambda: _file("d/f", b"content")),
+            tried(lambda: _file("program", b"more")),
+            tried(lambda: shutil.rmtree("d")),
+            tried(lambda: os.unlink("program")),
+        ]
+    return results
+
+
+CASES_OF_USERS = [
     _modes_are_enforced,
     _a_sticky_directory_protects_what_others_own,
     _set_group_id_directories_hand_down,
-    _umask,
     _writers_take_set_id_bits_away,
-    _chown_of_what_is_no_file_keeps_them,
     _chmod_by_who_is_not_of_the_group,
+    _special_files,
+]
+CASES_OF_ROOT = [
+    _umask,
+    _chown_of_what_is_no_file_keeps_them,
     _times,
     _times_of_unsaved_files,
     _times_far_from_now,
     _link_counts,
     _open_and_unlinked,
     _replaced_while_open,
-    _special_files,
     _errors,
     _errors_of_descriptors,
     _names_of_any_bytes,
@@ -644,13 +669,21 @@ CASES = [
     _locks,
     _mapped,
     _moved_by_the_kernel,
+    _root_may_everything_but_execute_what_nobody_may,
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.strip("_"))
+@pytest.mark.parametrize("case", CASES_OF_USERS + CASES_OF_ROOT, ids=lambda case: case.__name__.strip("_"))
 def test_a_mount_answers_like_any_other_file_system(sides: Sides, case: Case) -> None:
     """Every step of the case gives the same on both sides."""
     mounted, plain = sides.outcomes(case)
+    assert mounted == plain
+
+
+@pytest.mark.parametrize("case", CASES_OF_ROOT, ids=lambda case: case.__name__.strip("_"))
+def test_so_does_a_mount_for_root_alone(private_sides: Sides, case: Case) -> None:
+    """The kernel checks nothing there: what root may not do either is refused all the same."""
+    mounted, plain = private_sides.outcomes(case)
     assert mounted == plain
 
 

@@ -177,16 +177,18 @@ def _times() -> object:
     ]
 
 
-CASES = [
+CASES_OF_USERS = [
+    _enforced,
+    _only_the_owner_sets_them,
+    _set_group_id_of_a_stranger,
+]
+CASES_OF_ROOT = [
     _set_and_read,
     _minimal_list_is_a_mode,
     _removed,
     _chmod_changes_the_mask,
     _chmod_while_open,
     _open_and_unlinked,
-    _enforced,
-    _only_the_owner_sets_them,
-    _set_group_id_of_a_stranger,
     _handed_down,
     _minimal_default,
     _refused,
@@ -194,10 +196,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.strip("_"))
+@pytest.mark.parametrize("case", CASES_OF_USERS + CASES_OF_ROOT, ids=lambda case: case.__name__.strip("_"))
 def test_lists_are_as_elsewhere(sides: Sides, case: Case) -> None:
     """Every call about lists, and every call that they change the meaning of, answers the same."""
     mounted, plain = sides.outcomes(case)
+    assert mounted == plain
+
+
+@pytest.mark.parametrize("case", CASES_OF_ROOT, ids=lambda case: case.__name__.strip("_"))
+def test_so_are_lists_in_a_mount_for_root_alone(private_sides: Sides, case: Case) -> None:
+    """The kernel does not know them there, and shows the mode that they make all the same."""
+    mounted, plain = private_sides.outcomes(case)
     assert mounted == plain
 
 
@@ -223,4 +232,10 @@ def _programs() -> object:
 def test_programs_copy_lists(sides: Sides) -> None:
     """setfacl, getfacl, cp -a and rsync -A leave the same behind."""
     mounted, plain = sides.outcomes(_programs)
+    assert mounted == plain
+
+
+def test_programs_copy_lists_for_root_alone(private_sides: Sides) -> None:
+    """The same where the kernel passes them through."""
+    mounted, plain = private_sides.outcomes(_programs)
     assert mounted == plain

@@ -14,10 +14,11 @@ def test_nothing_asked_for() -> None:
 
 
 def test_all_that_is_understood() -> None:
-    given = "ro,allow_other,durable_close,idle_unmount=15m,busy_poll=250,noexec,keyfile=/k,setuid=anna"
-    assert parse([given]) == MountOptions(
+    given = "ro,allow_other,default_permissions,durable_close,idle_unmount=15m,busy_poll=250"
+    assert parse([given, "noexec,keyfile=/k,setuid=anna"]) == MountOptions(
         read_only=True,
         allow_other=True,
+        default_permissions=True,
         durable_close=True,
         idle_unmount_s=900.0,
         busy_poll_us=250,
