@@ -186,6 +186,11 @@ class OpenImage:
         self.dirty = True
         return self.draft
 
+    def prepare(self) -> None:
+        """A file was just made or emptied: do ahead what saving it will take. Never fails."""
+        if self.to_save and self.saving is None:
+            self.begin_draft().prepare()
+
     def drop_draft(self) -> None:
         """The draft was saved or given up; what is read next comes from the saved version."""
         if self.draft is not None:

@@ -281,6 +281,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask)
+        self._turns.when_idle(image.prepare)
         return FileInfo(fh=handle, keep_cache=True), self._entry(image.inode)
 
     @_answered
@@ -290,6 +291,8 @@ class Operations(pyfuse3.Operations):
             await self._saving.settled(image)
         # ESTALE, where the file was replaced since the kernel looked at its name, makes it look again.
         handle = self._files.open(inode, flags, keeps_set_id=ctx.uid == 0)
+        if flags & os.O_TRUNC:
+            self._turns.when_idle(self._files.of_handle(handle).prepare)
         return FileInfo(fh=handle, keep_cache=True)
 
     @_answered

@@ -10,6 +10,7 @@ is a reason to. Rejected: an Instrument of trio that polls before it sleeps: it 
 import os
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -22,6 +23,7 @@ R = TypeVar("R")
 
 # However many requests come, every other task has its turn after that long.
 _TURN_S = 1e-3
+_IDLE_WORK_KEPT = 8
 
 
 class Turns:
@@ -29,6 +31,21 @@ class Turns:
 
     def __init__(self) -> None:
         self.awaited = 0
+        self._idle_work: deque[Callable[[], None]] = deque(maxlen=_IDLE_WORK_KEPT)
+
+    def when_idle(self, work: Callable[[], None]) -> None:
+        """Do something, short and without errors, when no request waits, that is: while the client works.
+
+        It may never come to it: what was asked for long ago and not done is forgotten.
+        """
+        self._idle_work.append(work)
+
+    def do_idle_work(self) -> bool:
+        """Do what was asked for last; whether there was anything."""
+        if not self._idle_work:
+            return False
+        self._idle_work.pop()()
+        return True
 
     @contextmanager
     def needed(self) -> Iterator[None]:
@@ -119,6 +136,9 @@ class _Lowlevel:
         readable = self._poll.poll
         if readable(0):
             return True
+        while self._turns.do_idle_work():
+            if readable(0):
+                return True
         # Where the last request took longer to come, so will the next: a program sends megabytes at a time.
         if self._turns.awaited or not self._comes_soon:
             return False

@@ -14,6 +14,9 @@ from pixstorefs.store.spill import Spill
 
 log = logging.getLogger(__name__)
 
+# Each is a descriptor, and there may be thousands of files that were created and are not written to.
+_PREPARED_OBJECTS = 32
+
 
 class Allocator:
     """Gives drafts what they need and knows which objects are under construction."""
@@ -46,6 +49,18 @@ class Allocator:
         version_id = self._numbers.version_id()
         self._unsaved.add(version_id)
         return ObjectWriter(self._objects, new_version_key(version_id, self._random), image_id)
+
+    def prepare_object(self, image_id: bytes) -> ObjectWriter | None:
+        """A writer whose file is there already; None where that is not possible, or not sensible."""
+        if len(self._unsaved) >= _PREPARED_OBJECTS:
+            return None
+        writer = self.begin_object(image_id)
+        try:
+            writer.create()
+        except OSError:
+            self.discard_object(writer)
+            return None
+        return writer
 
     def discard_object(self, writer: ObjectWriter) -> None:
         """The version is not saved after all: remove what was written of it."""

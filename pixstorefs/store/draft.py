@@ -62,6 +62,14 @@ class Draft:
 
     # Writing
 
+    def prepare(self) -> None:
+        """Make the object's file before there is anything to write to it. Never fails.
+
+        It takes a fifth of a save; whoever has time before the content comes spares the save that.
+        """
+        if self._writer is None and not self._frozen:
+            self._writer = self._allocator.prepare_object(self._image_id)
+
     def write(self, offset: int, data: Buffer) -> None:
         """Put `data` at `offset`; what lies between the old end and `offset` reads as zeros.
 

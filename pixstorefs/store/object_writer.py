@@ -31,6 +31,7 @@ class ObjectWriter:
         self._sealer = Sealer(key, directory.store_id, image_id)
         self._fd = -1
         self._created = False
+        self._has_header = False
         self._runs: list[list[int]] = []
         self._segments = 0
 
@@ -38,6 +39,11 @@ class ObjectWriter:
     def next_index(self) -> int:
         """The lowest segment index that may still be sealed."""
         return self._runs[-1][0] + self._runs[-1][1] if self._runs else 0
+
+    def create(self) -> None:
+        """Make the file already, empty. Raises OSError; it is made when it is written to, then."""
+        self._fd = self._directory.create_file(self.key.version_id)
+        self._created = True
 
     def append(self, index: int, plaintext: memoryview) -> None:
         """Seal whole segments from logical `index` on; more must follow, for none of them is the last.
@@ -112,14 +118,14 @@ class ObjectWriter:
     def _scratch(self) -> tuple[memoryview, int]:
         """The shared buffer, and where sealed bytes start: behind the header if it is not written yet."""
         out = self._directory.scratch
-        if self._fd >= 0:
+        if self._has_header:
             return out, 0
         out[:HEADER_SIZE_BYTES] = object_header(self.key.version_id)
         return out, HEADER_SIZE_BYTES
 
     def _write(self, data: memoryview) -> None:
         if self._fd < 0:
-            self._fd = self._directory.create_file(self.key.version_id)
-            self._created = True
+            self.create()
         self._directory.keep_reserve()
+        self._has_header = True
         write_fully(self._fd, data, self._directory.make_room)

@@ -165,6 +165,19 @@ def _rewritten(draft: Draft) -> None:
     draft.write(10, b"changed")
 
 
+def _prepared(draft: Draft) -> None:
+    """The object is made before there is anything to write to it."""
+    draft.prepare()
+    draft.write(0, image(1000, "prepared"))
+
+
+def _give_up(store: Store) -> None:
+    """A file that is made and never saved."""
+    draft = Draft(store.allocator, store.allocator.new_image_id(store.numbers.ino()))
+    draft.prepare()
+    draft.close()
+
+
 def _update(name: str, size_bytes: int) -> Step:
     return lambda store: replace_file(store, name, image(size_bytes, "new") if size_bytes else b"")
 
@@ -198,6 +211,8 @@ def _make_durable(store: Store) -> None:
 SCENARIOS = (
     Scenario("save", (_save("new", 2 * SEGMENT + 1),)),
     Scenario("save an empty file", (_save("new", 0),)),
+    Scenario("save into an object made ahead", (lambda store: save_file(store, "new", _prepared),)),
+    Scenario("save nothing", (_give_up, _save("new", 1000))),
     Scenario("save what was rewritten", (lambda store: save_file(store, "long", _rewritten),)),
     Scenario("save over another", (_save("a", 1000),)),
     Scenario(
