@@ -164,6 +164,15 @@ class OpenImage:
         if reader is not None:
             reader.read_ahead(*_segments(offset, size_bytes))
 
+    def is_cached(self, offset: int, size_bytes: int) -> bool:
+        """Whether reading a range would hardly wait for the disk."""
+        reader = self._reader
+        return reader is None or reader.is_cached(*_segments(offset, size_bytes))
+
+    def expect_reading(self, asked_size_bytes: int) -> None:
+        """It will be read to its end; so much of its front was asked for before it was opened."""
+        self._asked_until = max(self._asked_until, asked_size_bytes)
+
     def warm(self, offset: int, size_bytes: int) -> None:
         """Bring it into the page cache, however long that takes: for another thread."""
         reader = self._reader

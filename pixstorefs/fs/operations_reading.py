@@ -5,6 +5,7 @@ that in which they were saved. When two in a row had to come from the disk, the 
 somebody opens them: otherwise the disk would have one small request at a time.
 """
 
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,7 +23,9 @@ _PATIENCE_S = 300e-6
 _NEAR = 4
 _AHEAD = 16
 # The front of an image: a thumbnailer wants no more, and what is read to its end gets read-ahead of its own.
-_FRONT_SIZE_BYTES = 256 << 10
+# Header and tags come on top of the 256 KiB that the kernel asks for first.
+_FRONT_SIZE_BYTES = (256 << 10) + 4096
+_LONG_FRONT_SIZE_BYTES = 4 << 20
 
 
 class Reading:
@@ -34,6 +37,9 @@ class Reading:
         self._last = -_NEAR
         self._missed_last = False
         self._asked_below = 0
+        # Whether the last image followed the one before it; which one is expected to be read whole next.
+        self._in_a_row = False
+        self._expected = -1
         self._thread = ThreadPoolExecutor(1, "read-ahead")
 
     def close(self) -> None:
@@ -56,10 +62,9 @@ class Reading:
             deadline_s = time.perf_counter() + _PATIENCE_S
             while time.perf_counter() < deadline_s:
                 await trio.lowlevel.checkpoint()
-                try:
-                    return image.read(offset, size_bytes, nowait=True)
-                except BlockingIOError:
-                    pass
+                if image.is_cached(offset, size_bytes):
+                    with contextlib.suppress(BlockingIOError):
+                        return image.read(offset, size_bytes, nowait=True)
         await self._turns.in_thread(image.warm, offset, size_bytes)
         return image.read(offset, size_bytes, nowait=False)
 
@@ -69,13 +74,24 @@ class Reading:
         ahead = image.ahead(offset, size_bytes, missed=missed)
         if ahead is not None:
             self._thread.submit(image.read_ahead, *ahead)
+        self._note_middle(image, offset, size_bytes)
+
+    def _note_middle(self, image: OpenImage, offset: int, size_bytes: int) -> None:
+        """A long image is read to its end, the second one in a row: the next one will be, too."""
+        version_id = image.inode.version_id
+        passes_middle = offset <= image.size_bytes // 2 < offset + size_bytes
+        if passes_middle and offset and version_id == self._last and self._in_a_row:
+            self._expected = version_id + 1
+            self._thread.submit(self._store.read_ahead, (self._expected,), _LONG_FRONT_SIZE_BYTES)
 
     def _note_front(self, image: OpenImage, offset: int, *, missed: bool) -> None:
         """The front of an image is read: ask for those behind it, if images come one after the other."""
         version_id = image.inode.version_id
         if offset or version_id is None or version_id == self._last:
             return
-        follows = self._last < version_id <= self._last + _NEAR
+        follows = self._in_a_row = self._last < version_id <= self._last + _NEAR
+        if version_id == self._expected:
+            image.expect_reading(_LONG_FRONT_SIZE_BYTES)
         # What was asked for is no miss any more; whoever is half through it wants the next ones.
         half_through = version_id < self._asked_below <= version_id + _AHEAD // 2
         if follows and (half_through or (missed and self._missed_last)):

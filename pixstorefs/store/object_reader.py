@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 
 from pixstorefs.errors import CorruptImage
+from pixstorefs.store.files import read_ahead
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.records import Version
 from pixstorefs.store.sealed_object import SealedObject, offset_of, slot_of
@@ -75,14 +76,35 @@ class ObjectReader:
         """Have the disk read the ciphertext of some segments while others are worked on."""
         slot = slot_of(self.runs, index)
         if slot >= 0 and self._fd >= 0:
-            size_bytes = count * SEALED_SEGMENT_SIZE_BYTES
-            os.posix_fadvise(self._fd, offset_of(slot), size_bytes, os.POSIX_FADV_WILLNEED)
+            read_ahead(self._fd, offset_of(slot), count * SEALED_SEGMENT_SIZE_BYTES)
+
+    def is_cached(self, index: int, count: int) -> bool:
+        """Whether the page cache seems to have some segments: it has their last bytes."""
+        last_byte = bytearray(1)
+        try:
+            # From the last one on, for that comes last.
+            return all(_read_cached(self._fd, last_byte, at) for at in reversed(self._ends(index, count)))
+        except BlockingIOError:
+            return False
 
     def warm(self, index: int, count: int) -> None:
-        """Bring the ciphertext of some segments into the page cache. Safe to call from another thread."""
+        """Wait until the page cache has some segments. Safe to call from another thread.
+
+        Their last bytes are read, not all: what was asked for ahead comes a segment at a time, and a copy of
+        it would cost more than opening it.
+        """
+        self.read_ahead(index, count)
+        for at in self._ends(index, count):
+            os.pread(self._fd, 1, at)
+
+    def _ends(self, index: int, count: int) -> list[int]:
+        """Offsets of the last bytes of some segments, without those that are holes or behind the end."""
         slot = slot_of(self.runs, index)
-        if slot >= 0 and self._fd >= 0:
-            os.pread(self._fd, count * SEALED_SEGMENT_SIZE_BYTES, offset_of(slot))
+        if slot < 0 or self._fd < 0:
+            return []
+        behind = range(slot + 1, min(slot + count, self._last_slot + 1) + 1)
+        end = offset_of(self._last_slot) + self._segment_size(self._last_slot) + TAG_SIZE_BYTES
+        return [min(offset_of(following), end) - 1 for following in behind]
 
     def verify(self) -> None:
         """Check the header, every tag, padding included, and the size. Raises CorruptImage, OSError."""
@@ -170,7 +192,7 @@ def is_intact(directory: ObjectDirectory, version: Version, image_id: bytes) -> 
     return True
 
 
-def _read_cached(fd: int, out: memoryview, offset: int) -> int:
+def _read_cached(fd: int, out: memoryview | bytearray, offset: int) -> int:
     """Read what the page cache has; raises BlockingIOError where that is nothing.
 
     File systems that cannot tell (tmpfs, some network ones) count as not having it.

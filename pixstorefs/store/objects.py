@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 
+from pixstorefs.store.files import read_ahead
 from pixstorefs.store.hold import unless_held
 from pixstorefs.store.reserve import Reserve
 from pixstorefs.store.sealing import HEADER_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES
@@ -124,7 +125,7 @@ class ObjectDirectory:
         try:
             if anew:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.posix_fadvise(fd, 0, limit_bytes, os.POSIX_FADV_WILLNEED)
+            read_ahead(fd, 0, limit_bytes)
         except OSError:
             pass
         finally:

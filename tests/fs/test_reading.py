@@ -10,6 +10,8 @@ import pictures
 import pytest
 from support import Mount
 
+from pixstorefs.store.files import read_ahead
+
 _PATIENCE_S = 20.0
 
 
@@ -28,15 +30,22 @@ def _forget(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_cached(path: Path) -> bool:
-    """Whether the page cache has the first page of a file: only then it can be read without waiting."""
+def _is_cached(path: Path, at: int = 0) -> bool:
+    """Whether the page cache has a page of a file: only then it can be read without waiting."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return os.preadv(descriptor, [bytearray(mmap.PAGESIZE)], 0, os.RWF_NOWAIT) > 0
+        return os.preadv(descriptor, [bytearray(mmap.PAGESIZE)], at, os.RWF_NOWAIT) > 0
     except BlockingIOError:
         return False
     finally:
         os.close(descriptor)
+
+
+def _wait_until_cached(path: Path, at: int = 0) -> None:
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while not _is_cached(path, at):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 def _cold(mount: Mount, contents: list[bytes]) -> list[Path]:
@@ -67,11 +76,32 @@ def test_the_next_images_are_asked_for_ahead(mounted: Mount) -> None:
     images = _cold(mounted, [os.urandom(100_000) for _ in range(12)])
     for image in images[:3]:
         image.read_bytes()
-    last = _objects(mounted.store)[-1]
-    deadline_s = time.monotonic() + _PATIENCE_S
-    while not _is_cached(last):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    _wait_until_cached(_objects(mounted.store)[-1])
+
+
+def test_the_next_long_image_is_asked_for_whole(mounted: Mount) -> None:
+    """Long images read in a row: the next one is on its way before the last one is through."""
+    images = _cold(mounted, [os.urandom(3_000_000) for _ in range(4)])
+    for image in images[:3]:
+        image.read_bytes()
+    for at in range(0, 3_000_000, 100_000):
+        _wait_until_cached(_objects(mounted.store)[3], at)
+
+
+def test_reading_ahead_is_not_cut_short(tmp_path: Path) -> None:
+    """Linux reads no more for one call than the device takes at once: it takes several."""
+    path = tmp_path / "long"
+    path.write_bytes(bytes(32 << 20))
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        _forget(path)
+        assert not _is_cached(path)
+        read_ahead(descriptor, 0, 64 << 20)
+    finally:
+        os.close(descriptor)
+    for at in range(0, 32 << 20, 1 << 20):
+        _wait_until_cached(path, at)
 
 
 @pytest.mark.parametrize("option", [("--busy-poll", "0"), ("-o", "busy_poll=10000")])
