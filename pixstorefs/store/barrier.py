@@ -175,8 +175,9 @@ class Barrier:
         with self._index.log_at_rest(wait=False) as at_rest:
             if at_rest and self._index.checkpoint_is_due():
                 checkpointed = self._index.checkpoint()
-                with self._lock:
-                    self._index.shorten_log(checkpointed=checkpointed)
+                if not (checkpointed and self._index.keep_log()):
+                    with self._lock:
+                        self._index.empty_log(checkpointed=checkpointed)
 
     def _unlink(self, retired: list[int], *, even_if_held: bool) -> bool:
         """Unlink retired objects, all or, where a snapshot holds them, none; returns which.

@@ -21,12 +21,13 @@ import apsw
 
 from pixstorefs.errors import CorruptStore, NoSpace, PixstoreError, ReadOnlyStore
 from pixstorefs.store.files import sync_directory
+from pixstorefs.store.page_lock import PageLock
 
 # Above this size the log is emptied even if that makes one writer wait for the disk.
 LOG_LIMIT_BYTES = 256 << 20
 _CHECKPOINT_FROM_BYTES = 4 << 20
-# What a burst made longer is given back.
-_LOG_KEPT_BYTES = 64 << 20
+# What a burst made longer is given back. Anybody may lock as much (systemd's DefaultLimitMEMLOCK).
+_LOG_KEPT_BYTES = 8 << 20
 _PAGE_SIZE_BYTES = 4096
 _BUSY_TIMEOUT_MS = 10_000
 _STEPS_BETWEEN_SIGNALS = 100_000
@@ -51,6 +52,7 @@ class Database:
         self._log_at_rest = threading.Lock()
         # Of the log as it is now, not of the file: behind them lies what was there before it began anew.
         self._log_pages = 0
+        self._log_lock = PageLock()
         self._db.set_wal_hook(self._note_log)
 
     def _note_log(self, _db: apsw.Connection, _name: str, pages: int) -> int:
@@ -62,6 +64,7 @@ class Database:
         if self._log_fd >= 0:
             os.close(self._log_fd)
             self._log_fd = -1
+        self._log_lock.release()
         if self._checkpointer:
             self._checkpointer.close()
             self._checkpointer = None
@@ -146,10 +149,13 @@ class Database:
             frames, copied = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         return frames == copied
 
-    def shorten_log(self, *, checkpointed: bool) -> None:
-        """Behind a checkpoint: give back a log that a burst made long (with the lock held)."""
-        if log_size_bytes(self.path) > _LOG_KEPT_BYTES:
-            self.empty_log(checkpointed=checkpointed)
+    def keep_log(self) -> bool:
+        """All of the log was copied: have it stay in memory, to be overwritten. Called without the lock.
+
+        False where it is too long for that: then `empty_log` has to follow.
+        """
+        size_bytes = log_size_bytes(self.path)
+        return size_bytes <= _LOG_KEPT_BYTES and self._log_lock.hold(self._log_fd, size_bytes)
 
     def empty_log(self, *, checkpointed: bool, wait_ms: int = 0) -> None:
         """Truncate the log after a complete checkpoint (with the lock held).

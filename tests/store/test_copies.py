@@ -1,6 +1,7 @@
 """Copies of the index, the header and the key slots: made when they should be, and whole whatever happens."""
 
 import errno
+import mmap
 import os
 import shutil
 import signal
@@ -197,8 +198,9 @@ def test_writers_go_on_while_a_copy_is_made(fresh: Place) -> None:
         os.unlink(target)
 
 
-def test_log_is_left_alone_under_a_copy(fresh: Place) -> None:
+def test_log_is_left_alone_under_a_copy(fresh: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A barrier during a copy leaves the log alone instead of waiting; behind the next it begins anew."""
+    monkeypatch.setattr(index_database, "_LOG_KEPT_BYTES", 16 << 20)
     with opened(fresh) as store:
         log = fresh.path / "index.db-wal"
         with store.index.log_at_rest(wait=True):
@@ -215,6 +217,21 @@ def test_log_is_left_alone_under_a_copy(fresh: Place) -> None:
         store.tree.put_xattr(ROOT_INO, b"user.small", b"another", 3)
         assert log.read_bytes()[:4096] != beginning
         assert log.stat().st_size == size_bytes
+        assert _is_cached_for_good(log)
+
+
+def _is_cached_for_good(log: Path) -> bool:
+    """Whether the page cache has every page of a synced file that it was told to forget."""
+    descriptor = os.open(log, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        pages = range(0, log.stat().st_size, mmap.PAGESIZE)
+        return all(os.preadv(descriptor, [bytearray(1)], at, os.RWF_NOWAIT) == 1 for at in pages)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def test_long_log_is_given_back(fresh: Place, monkeypatch: pytest.MonkeyPatch) -> None:
