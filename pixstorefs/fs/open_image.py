@@ -21,7 +21,7 @@ from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES
 from pixstorefs.store.store import Store
 
-_AHEAD_SIZE_BYTES = 4 << 20
+_AHEAD_SIZE_BYTES = 8 << 20
 
 
 @dataclass(slots=True)

@@ -229,7 +229,10 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        return self._xattrs.get(inode, name)
+        value = self._xattrs.get(inode, name)
+        if value is None:
+            raise FUSEError(errno.ENODATA)
+        return value
 
     @_answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:

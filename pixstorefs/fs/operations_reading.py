@@ -25,7 +25,7 @@ _AHEAD = 16
 # The front of an image: a thumbnailer wants no more, and what is read to its end gets read-ahead of its own.
 # Header and tags come on top of the 256 KiB that the kernel asks for first.
 _FRONT_SIZE_BYTES = (256 << 10) + 4096
-_LONG_FRONT_SIZE_BYTES = 4 << 20
+_LONG_FRONT_SIZE_BYTES = 8 << 20
 
 
 class Reading:

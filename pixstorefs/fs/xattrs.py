@@ -36,16 +36,15 @@ class Xattrs:
         self._metadata = metadata
         self._now_ns = now_ns
 
-    def get(self, ino: int, name: bytes) -> bytes:
-        """The value of an attribute. Raises ENODATA, EOPNOTSUPP, EIO where ours need a damaged object."""
+    def get(self, ino: int, name: bytes) -> bytes | None:
+        """The value of an attribute. Raises EOPNOTSUPP, EIO where ours need a damaged object.
+
+        None where there is no such attribute, and no ENODATA: nearly every answer is that one.
+        """
         _check_name(name)
         if name.startswith(OWN_PREFIX):
-            value = self._own(self._files.inode(ino), name[len(OWN_PREFIX) :])
-        else:
-            value = self._files.xattr(ino, name)
-        if value is None:
-            raise _error(errno.ENODATA)
-        return value
+            return self._own(self._files.inode(ino), name[len(OWN_PREFIX) :])
+        return self._files.xattr(ino, name)
 
     def names(self, ino: int) -> list[bytes]:
         """Names of the attributes that programs set."""
@@ -85,7 +84,8 @@ class Xattrs:
             raise _error(errno.EPERM)
         if name in _LISTS and self._files.xattr(ino, name) is None:
             return  # every file has an access list, if only the one that its mode is
-        self.get(ino, name)
+        if self.get(ino, name) is None:
+            raise _error(errno.ENODATA)
         unsaved = self._files.unsaved_xattrs(ino)
         changed_ns = self._touched(ino)
         if unsaved is None:
