@@ -100,6 +100,12 @@ class CorruptImage(PixstoreError):
     exit_code = 12
 
 
+class OutputFailed(PixstoreError):
+    """What a command has to say could not be written; what it did is done all the same."""
+
+    exit_code = 16
+
+
 class SnapshotFailed(PixstoreError):
     """A snapshot could not be completed; the one before it is whole, and another run goes on."""
 

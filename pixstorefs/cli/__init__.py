@@ -32,7 +32,7 @@ def _show_version(context: click.Context, _option: click.Parameter, wanted: bool
         number = version("pixstorefs")
     except PackageNotFoundError:  # run from a source tree
         number = "(not installed)"
-    click.echo(f"pixstorefs {number}")
+    console.result(f"pixstorefs {number}")
     context.exit()
 
 

@@ -5,8 +5,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import click
-
+from pixstorefs.cli import console
 from pixstorefs.errors import CorruptImage, CorruptStore
 from pixstorefs.store.findings import Finding, Reaction
 
@@ -55,15 +54,15 @@ class CheckReport:
     def show_text(self) -> None:
         """For people, on stdout."""
         for finding in self.findings:
-            click.echo(_line(finding))
+            console.result(_line(finding))
         for line in self.done:
-            click.echo(_printable(f"repaired: {line}"))
+            console.result(_printable(f"repaired: {line}"))
         for finding in self.left or ():
             if finding.reaction is not Reaction.NOTE:
-                click.echo(f"not repaired: {_line(finding)}")
+                console.result(f"not repaired: {_line(finding)}")
         rate = self.verified_bytes / self.seconds / 1e9 if self.seconds else 0.0
         problems = sum(finding.reaction is not Reaction.NOTE for finding in self.findings)
-        click.echo(
+        console.result(
             f"verified {self.images} images, {self.verified_bytes / 1e6:.1f} MB, in {self.seconds:.1f} s "
             f"({rate:.2f} GB/s); {problems or 'no'} problem{'' if problems == 1 else 's'}"
         )
@@ -83,7 +82,7 @@ class CheckReport:
             content["not_repaired"] = [
                 _fields(found) for found in self.left if found.reaction is not Reaction.NOTE
             ]
-        click.echo(json.dumps(content))
+        console.result(json.dumps(content))
 
 
 def _rank(reaction: Reaction) -> int:

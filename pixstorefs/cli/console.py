@@ -7,6 +7,10 @@ or a script gets what was said; rich, which would wrap it, is then not even impo
 import os
 import sys
 
+from pixstorefs.errors import OutputFailed
+
+_EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells count
+
 
 def open_standard_descriptors() -> None:
     """Fill closed descriptors 0 to 2, or the next file we open becomes somebody's standard output."""
@@ -31,6 +35,17 @@ def flushed(status: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status or 1
     return status
+
+
+def result(line: str) -> None:
+    """A line on stdout: what the command was asked for. Raises OutputFailed."""
+    try:
+        print(line, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        # Whoever reads has enough (`| head -1`), and wants no complaint.
+        sys.exit(flushed(_EXIT_BROKEN_PIPE))
+    except OSError as problem:
+        raise OutputFailed(f"what was asked for cannot be written: {problem.strerror}") from None
 
 
 def error(message: str) -> None:

@@ -96,7 +96,7 @@ def list_command(store: str) -> None:
     rows = [(_shown(info.label), info.kind, _cost(info)) for info in infos(header.keys_json(place))]
     label_width, kind_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     for label, kind, cost in rows:
-        click.echo(f"{label:{label_width}}  {kind:{kind_width}}  {cost}")
+        console.result(f"{label:{label_width}}  {kind:{kind_width}}  {cost}")
 
 
 @key_group.command("add", short_help="Let another secret open the store, too.")

@@ -113,10 +113,10 @@ def _show(outcome: "Outcome", seconds: float, *, verified: bool, as_json: bool) 
             "verified": verified,
             "seconds": round(seconds, 3),
         }
-        click.echo(json.dumps(content))
+        console.result(json.dumps(content))
         return
     how = ", ".join(f"{count} {way}" for way, count in outcome.ways.items())
-    click.echo(
+    console.result(
         f"snapshot of {outcome.images} images, {outcome.size_bytes / 1e6:.1f} MB, in {seconds:.1f} s: "
         f"{outcome.added} objects new ({how or 'nothing'}, {outcome.added_bytes / 1e6:.1f} MB), "
         f"{outcome.removed} removed{', every byte verified' if verified else ''}"

@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pixstorefs.cli import console
+
 if TYPE_CHECKING:
     from pixstorefs.daemon.status import MountStatus
 
 
 @click.command("status", short_help="Show what is mounted, and what recovery decided.")
-@click.argument("path", type=click.Path(), required=False)
+@click.argument("path", type=click.Path(readable=False), required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each mount, in a list.")
 @click.pass_context
 def status_command(context: click.Context, path: str | None, as_json: bool) -> None:
@@ -24,12 +26,12 @@ def status_command(context: click.Context, path: str | None, as_json: bool) -> N
         import dataclasses
         import json
 
-        click.echo(json.dumps([dataclasses.asdict(status) for status in found], indent=1))
+        console.result(json.dumps([dataclasses.asdict(status) for status in found], indent=1))
     else:
         for status in found:
             _show(status)
         if not found:
-            click.echo("nothing is mounted" if path is None else f"{path} is not mounted")
+            console.result("nothing is mounted" if path is None else f"{path} is not mounted")
     if path is not None and not any(status.alive for status in found):
         context.exit(1)
 
@@ -38,15 +40,15 @@ def _show(status: "MountStatus") -> None:
     state = f"process {status.pid}" if status.pid else "process not known"
     if not status.alive:
         state = "dead: its process was killed; mount it again, or clean it away with pixstorefs umount"
-    click.echo(f"{status.store_path} on {status.mountpoint}")
-    click.echo(f"  {state}")
+    console.result(f"{status.store_path} on {status.mountpoint}")
+    console.result(f"  {state}")
     if status.since is not None:
-        click.echo(f"  since {status.since}{', read-only' if status.read_only else ''}")
+        console.result(f"  since {status.since}{', read-only' if status.read_only else ''}")
     if status.free_bytes is not None:
-        click.echo(f"  {status.free_bytes / 1e9:.1f} GB free")
+        console.result(f"  {status.free_bytes / 1e9:.1f} GB free")
     if status.recovery is None:
-        click.echo("  recovery: not known, there is no log of its start")
+        console.result("  recovery: not known, there is no log of its start")
     elif not status.recovery:
-        click.echo("  recovery: the store was consistent when it was mounted")
+        console.result("  recovery: the store was consistent when it was mounted")
     for line in status.recovery or []:
-        click.echo(f"  recovery: {line}")
+        console.result(f"  recovery: {line}")

@@ -5,9 +5,11 @@ import json
 import mmap
 import os
 import signal
+import subprocess
+from subprocess import PIPE
 
 import pytest
-from support import Mount
+from support import Mount, command
 
 
 def test_status_of_a_mount(mounted: Mount) -> None:
@@ -24,6 +26,24 @@ def test_status_of_a_mount(mounted: Mount) -> None:
     taken = datetime.datetime.fromisoformat(status["since"])
     assert taken.timestamp() == int((mounted.store / "lock").stat().st_mtime)
     assert abs(status["free_bytes"] - disk.f_bavail * disk.f_frsize) < 1 << 30
+
+
+@pytest.mark.parametrize("words", [("status",), ("status", "--json"), ("--version",)])
+def test_output_that_cannot_be_written(unmounted: Mount, words: tuple[str, ...]) -> None:
+    """A full disk is said to be one; a reader that has gone away had enough."""
+    with open("/dev/full", "w") as full:
+        told = subprocess.run(
+            command(*words), env=unmounted.env, stdout=full, stderr=PIPE, text=True, check=False
+        )
+    assert told.returncode == 16
+    assert told.stderr == "pixstorefs: what was asked for cannot be written: No space left on device\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    left = subprocess.run(
+        command(*words), env=unmounted.env, stdout=writer, stderr=PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (left.returncode, left.stderr) == (141, "")
 
 
 def test_status_tells_what_recovery_decided(mounted: Mount) -> None:
