@@ -72,6 +72,13 @@ class ObjectDirectory:
         """Where the object of a version lies."""
         return object_path(self._path, version_id)
 
+    def size_bytes(self, version_id: int) -> int:
+        """The length of an object, 0 where there is none."""
+        try:
+            return os.stat(self.path(version_id)).st_size
+        except FileNotFoundError:
+            return 0
+
     def create_file(self, version_id: int) -> int:
         """A new, empty object file; returns its descriptor. Raises FileExistsError: ids are used once."""
         folder = version_id // OBJECTS_PER_FOLDER

@@ -216,9 +216,11 @@ def _descriptors(mount: Mount) -> Counter[str]:
 
 def _assert_descriptors_return(mount: Mount, before: Counter[str]) -> None:
     """The kernel releases files a moment after the programs have gone, the barrier objects soon after."""
-    # The barrier's own connection to the index is made when the first checkpoint is due. And SQLite keeps one
-    # descriptor of a connection that is closed, that for copying the index, for the next one of its kind.
-    allowed = before + Counter(f"{mount.store}/index.db{suffix}" for suffix in ("", "", "-wal", "-shm"))
+    # The barrier's own connection to the index is made when the first checkpoint is due, and behind it the
+    # log is mapped, for which Python keeps a descriptor. And SQLite keeps one of a connection that is closed,
+    # that for copying the index, for the next one of its kind.
+    suffixes = ("", "", "-wal", "-wal", "-shm")
+    allowed = before + Counter(f"{mount.store}/index.db{suffix}" for suffix in suffixes)
     deadline = time.monotonic() + _SETTLING_TIMEOUT_S
     while left := _descriptors(mount) - allowed:
         assert time.monotonic() < deadline, f"still open: {left}"
