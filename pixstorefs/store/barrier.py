@@ -4,9 +4,9 @@ First objects, their folders and the log of the index are synced, all at once: r
 newer than the last barrier, so it does not matter which of them the disk has first. Only when it has all of
 them the objects that were retired before are unlinked. So at every moment an image has at least one version
 whose object and row are both durable. The barrier runs at most one second after the first unsynced save, in a
-thread of its own, and on request; requests that come while one runs share the next (group commit), and an
-fsync(2) does not wait for the unlinking, which the barrier's thread does within the second. What a snapshot
-holds (see `hold`) is not unlinked but stays for a later barrier.
+thread of its own, and on request; requests that come while one runs share the next (group commit). An
+fsync(2) waits for less: copies of its objects in the journal, and the log. What a snapshot holds (see `hold`)
+is not unlinked but stays for a later barrier.
 """
 
 import logging
@@ -14,6 +14,7 @@ import threading
 
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.store.index import Index
+from pixstorefs.store.journal import Journal
 from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.sync_threads import SyncThreads
@@ -32,6 +33,7 @@ class Barrier:
         objects: ObjectDirectory,
         index: Index,
         ledger: Ledger,
+        journal: Journal,
     ) -> None:
         self._lock = lock
         self._objects = objects
@@ -39,9 +41,13 @@ class Barrier:
         self._ledger = ledger
         self._threads = SyncThreads()
         self._unsynced: list[int] = []
+        # Of the unsynced objects those that the journal has.
+        self._journal = journal
+        self._journaled: set[int] = set()
         self._group = threading.Condition()
         self._requested = 0
-        self._completed = 0
+        # The newest request that is done; and the newest one for the whole barrier.
+        self._completed = {False: 0, True: 0}
         self._running = False
         self._failure: BaseException | None = None
         # Token and object floor of the newest barrier behind which nothing was unlinked yet.
@@ -73,24 +79,29 @@ class Barrier:
         what of the page cache reached the disk (fsync(2) reports an error once), so every later call
         raises it again until the store is opened anew and verifies what it has.
         """
+        self._in_turn(whole=False)
+
+    def _in_turn(self, *, whole: bool) -> None:
         with self._group:
             self._requested += 1
             ticket = self._requested
-            while self._running and self._completed < ticket:
+            while self._running and self._completed[whole] < ticket:
                 self._group.wait()
-            if self._completed >= ticket:
+            if self._completed[whole] >= ticket:
                 return self._raise_failure()
             self._running = True
             covers = self._requested
         try:
-            if self._failure is None:
+            if self._failure is None and (whole or not self._run_through_journal()):
                 self._run()
         except (OSError, PixstoreError) as error:
             self._fail(error)
         finally:
             with self._group:
                 self._running = False
-                self._completed = covers
+                self._completed[False] = covers
+                if whole:
+                    self._completed[True] = covers
                 self._group.notify_all()
         return self._raise_failure()
 
@@ -100,7 +111,7 @@ class Barrier:
         Raises as `make_durable` does.
         """
         self._changed = False
-        self.make_durable()
+        self._in_turn(whole=True)
         with self._tidying:
             with self._group:
                 untidied, self._untidied = self._untidied, None
@@ -148,10 +159,33 @@ class Barrier:
             objects, self._unsynced = self._unsynced, []
             token, floor = self._ledger.mark()
         self._threads.run([*self._objects.syncs(objects), self._index.sync_log])
+        # All that the journal has was among the objects: nothing is added to it while this runs.
+        self._journaled.clear()
+        self._journal.rewind()
         with self._lock:
             self._ledger.durable(token)
         with self._group:
             self._untidied = token, floor
+
+    def _run_through_journal(self) -> bool:
+        """Make everything durable by copies in the journal; whether that was possible.
+
+        The objects stay unsynced, and nothing is unlinked on the strength of it: the whole barrier follows.
+        """
+        with self._lock:
+            waiting = [version_id for version_id in self._unsynced if version_id not in self._journaled]
+            token, _ = self._ledger.mark()
+        added = (self._journal.add(version_id, self._objects.path(version_id)) for version_id in waiting)
+        if not all(added):
+            return False
+        # The log's sync may raise, and nobody may hide that: the next one would succeed and prove nothing.
+        self._threads.run([*([self._journal.sync] if waiting else []), self._index.sync_log])
+        if waiting and not self._journal.usable:
+            return False
+        self._journaled.update(waiting)
+        with self._lock:
+            self._ledger.durable(token)
+        return True
 
     def _tidy(self, token: int, floor: int, *, full: bool = False) -> None:
         try:
@@ -178,6 +212,7 @@ class Barrier:
                 if not (checkpointed and self._index.keep_log()):
                     with self._lock:
                         self._index.empty_log(checkpointed=checkpointed)
+                        self._index.prepare_log()
 
     def _unlink(self, retired: list[int], *, even_if_held: bool) -> bool:
         """Unlink retired objects, all or, where a snapshot holds them, none; returns which.

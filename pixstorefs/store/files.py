@@ -26,6 +26,28 @@ def read_ahead(fd: int, offset: int, size_bytes: int) -> None:
         os.posix_fadvise(fd, start, min(_READ_AHEAD_PIECE_BYTES, end - start), os.POSIX_FADV_WILLNEED)
 
 
+def affordable_size(folder: str, size_bytes: int, part: int) -> int:
+    """That size, or a smaller one where it would be more than one `part`th of the disk. Raises OSError."""
+    disk = os.statvfs(folder)
+    return min(size_bytes, disk.f_blocks * disk.f_frsize // part)
+
+
+def fill_with_zeros(fd: int, size_bytes: int) -> None:
+    """Make a file that long, its blocks written; a full disk leaves it as long as it was. Raises OSError.
+
+    Written, not only allocated: file systems note the first write of every block in their own journal.
+    """
+    length_bytes = os.fstat(fd).st_size
+    if length_bytes >= size_bytes:
+        return
+    try:
+        os.lseek(fd, length_bytes, os.SEEK_SET)
+        write_fully(fd, memoryview(bytes(size_bytes - length_bytes)), lambda: None)
+    except OSError:
+        os.ftruncate(fd, length_bytes)
+        raise
+
+
 def write_fully(fd: int, data: memoryview, make_room: Callable[[], None]) -> None:
     """Write all of `data` at the file's position, short writes or not.
 
@@ -43,12 +65,12 @@ def write_fully(fd: int, data: memoryview, make_room: Callable[[], None]) -> Non
             make_room()
 
 
-def write_durably(path: str, content: bytes) -> None:
+def write_durably(path: str, content: bytes, *, temporary: str | None = None) -> None:
     """Replace a small file so that a crash leaves the old or the new content, never a part.
 
-    Temporary file in the same directory, fsync, rename, fsync of the directory. Mode 0600.
+    Temporary file (`<path>.new` unless told otherwise), fsync, rename, fsync of the directory. Mode 0600.
     """
-    temporary = path + ".new"
+    temporary = temporary or path + ".new"
     with removed_on_error(temporary):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:

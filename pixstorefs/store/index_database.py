@@ -10,6 +10,7 @@ it, the one time in a thousand pages that a transaction waits for the disk. With
 and a power loss could leave the old header with old pages behind it, which then took the place of newer ones.
 """
 
+import logging
 import os
 import threading
 import urllib.parse
@@ -20,12 +21,17 @@ from typing import Any
 import apsw
 
 from pixstorefs.errors import CorruptStore, NoSpace, PixstoreError, ReadOnlyStore
-from pixstorefs.store.files import sync_directory
+from pixstorefs.store.files import affordable_size, fill_with_zeros, sync_directory
 from pixstorefs.store.page_lock import PageLock
+
+log = logging.getLogger(__name__)
 
 # Above this size the log is emptied even if that makes one writer wait for the disk.
 LOG_LIMIT_BYTES = 256 << 20
 _CHECKPOINT_FROM_BYTES = 4 << 20
+# Its blocks are there before they are written to: see `prepare_log`.
+_LOG_PREPARED_BYTES = 4 << 20
+_PART_OF_DISK = 32
 # What a burst made longer is given back. Anybody may lock as much (systemd's DefaultLimitMEMLOCK).
 _LOG_KEPT_BYTES = 8 << 20
 _PAGE_SIZE_BYTES = 4096
@@ -148,6 +154,21 @@ class Database:
                 self._checkpointer.set_busy_timeout(0)
             frames, copied = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         return frames == copied
+
+    def prepare_log(self) -> None:
+        """Give the log its blocks, zeros behind what is in it (with the lock held). Never fails.
+
+        SQLite takes them for the end of the log. A sync(2) of it is then one write and one flush of the disk.
+        """
+        try:
+            size_bytes = affordable_size(os.path.dirname(self.path), _LOG_PREPARED_BYTES, _PART_OF_DISK)
+            fd = os.open(self.path + "-wal", os.O_WRONLY | os.O_NOFOLLOW)
+            try:
+                fill_with_zeros(fd, size_bytes)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            log.info("the log of the index grows as it is written: %s", error)
 
     def keep_log(self) -> bool:
         """All of the log was copied: have it stay in memory, to be overwritten. Called without the lock.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 
-from pixstorefs.store.files import read_ahead
+from pixstorefs.store.files import read_ahead, sync_directory, write_durably
 from pixstorefs.store.hold import unless_held
 from pixstorefs.store.reserve import Reserve
 from pixstorefs.store.sealing import HEADER_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES
@@ -93,6 +93,14 @@ class ObjectDirectory:
             self._folder = folder
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         return os.open(str(version_id), flags, 0o600, dir_fd=self._folder_fd)
+
+    def put_back(self, version_id: int, content: bytes) -> None:
+        """An object of a saved version again, durable, whatever is left of it. Raises OSError."""
+        path = self.path(version_id)
+        folder = os.path.dirname(path)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        write_durably(path, content, temporary=os.path.join(self._path, "object.new"))
+        sync_directory(self._path)
 
     def open_file(self, version_id: int) -> int:
         """The descriptor of an object, for reading. Raises FileNotFoundError."""

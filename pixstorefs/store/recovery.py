@@ -1,15 +1,19 @@
 """Recovery: what an unclean stop left behind becomes a consistent store again, in O(recent).
 
 Everything up to `durable_token` is behind a barrier and needs no look. Of what was saved later, power loss
-may have kept the row but not the object: each such version is verified by its tags, and one that is damaged
-falls back to the version it replaced, whose object no barrier has removed yet; an image that had none gives
-its name back to the image it displaced; one that had neither leaves the tree. Objects without a row (drafts
-that were never saved) are swept. Recovery changes the index in one transaction and may itself be killed at
-any point: it then starts anew from the same facts.
+may have kept the row but not the object. What an fsync waited for is put back from the journal. Then each
+such version is verified by its tags, and one that is damaged falls back to the version it replaced, whose
+object no barrier has removed yet; an image that had none gives its name back to the image it displaced; one
+that had neither leaves the tree. Objects without a row (drafts that were never saved) are swept. Recovery
+changes the index in one transaction and may itself be killed at any point: it then starts anew from the same
+facts.
 """
 
+import errno
 from collections.abc import Callable
 
+from pixstorefs.errors import NoSpace
+from pixstorefs.store import journal
 from pixstorefs.store.displaced import erase, restore, settle
 from pixstorefs.store.index import Index, State
 from pixstorefs.store.object_reader import is_intact
@@ -51,6 +55,29 @@ def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
     if drafts:
         report.append(f"removed {drafts} objects of drafts that were never saved")
     return report
+
+
+def put_back_journaled(index: Index, objects: ObjectDirectory, store_path: str) -> None:
+    """Put back objects that the journal has and the disk has lost; they are durable then.
+
+    Not only of what is recent: a version in the journal counts as durable before its object is.
+    Raises NoSpace, OSError.
+    """
+    for version_id, content in journal.entries(store_path):
+        version = index.version(version_id)
+        inode = index.inode(version.ino) if version is not None else None
+        if version is None or inode is None or inode.image_id is None or not version.runs:
+            continue
+        objects.sync([version_id])
+        if not is_intact(objects, version, inode.image_id):
+            try:
+                objects.put_back(version_id, content)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise NoSpace(
+                    f"the disk under {store_path} is full, and an image is to be put back"
+                ) from None
 
 
 def _on_disk(objects: ObjectDirectory, version: Version, inode: Inode) -> bool:

@@ -16,13 +16,14 @@ from pixstorefs.store.copies import Copies, Schedule
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.index import Index, State
 from pixstorefs.store.index_database import log_size_bytes
+from pixstorefs.store.journal import Journal
 from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.object_reader import ObjectReader, reader_of
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.ownership import Ownership
 from pixstorefs.store.records import Inode, Version
-from pixstorefs.store.recovery import recover
+from pixstorefs.store.recovery import put_back_journaled, recover
 from pixstorefs.store.reserve import Reserve
 from pixstorefs.store.sealed_object import Content
 from pixstorefs.store.transactions import Transactions
@@ -96,14 +97,18 @@ class Store:
             with_reserve = self._transactions.with_reserve
             # What stands in the log may have failed to reach the disk, and no sync would tell so twice.
             with_reserve(lambda: self.index.empty_log(checkpointed=self.index.checkpoint()))
+            with_reserve(lambda: put_back_journaled(self.index, self._objects, self.path))
             self.report = with_reserve(lambda: recover(self.index, self._objects, state))
         return state
 
     def _begin(self) -> None:
         self._ledger.begin()
+        self.index.prepare_log()
         self.index.sync_log()
         self._objects.reserve = self._reserve
-        self._barrier = Barrier(self.lock, self._objects, self.index, self._ledger)
+        self._journal = Journal(self.path)
+        self._journal.open()
+        self._barrier = Barrier(self.lock, self._objects, self.index, self._ledger, self._journal)
         self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
 
@@ -168,6 +173,8 @@ class Store:
                 if not self.read_only:
                     self._copies.finish()
         finally:
+            if self._ownership:
+                self._journal.close()
             self._reserve.close()
             self.index.close()
             self._objects.close()

@@ -38,6 +38,27 @@ MUTATIONS = (
         _POWER,
     ),
     Mutation(
+        "the journal is not synced",
+        "pixstorefs/store/journal.py",
+        "            os.fdatasync(self._fd)\n",
+        "            pass\n",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
+        "recovery does not look into the journal",
+        "pixstorefs/store/store.py",
+        "            with_reserve(lambda: put_back_journaled(self.index, self._objects, self.path))\n",
+        "",
+        _RECOVERY,
+    ),
+    Mutation(
+        "the journal is written over before the objects are durable",
+        "pixstorefs/store/journal.py",
+        "        self._position += end\n",
+        "",
+        _RECOVERY,
+    ),
+    Mutation(
         "the log begins anew without its header on the disk",
         "pixstorefs/store/index_database.py",
         '"synchronous=NORMAL" if journal else',

@@ -179,6 +179,19 @@ def test_log_is_written_anew_after_an_unclean_stop() -> None:
     assert copied < _next(calls, "fdatasync /index.db", copied) < first_of_recovery
 
 
+def test_order_of_an_fsync() -> None:
+    """The object's copy and the log, and none of the new file's own blocks; those come with the barrier."""
+    calls = _output("--scenario", "update, fsync and update", "--trace").splitlines()
+    created = [call for call in calls if call.startswith("create /objects/")][-2].removeprefix("create ")
+    committed = _next(calls, "write /index.db-wal", calls.index(f"write {created}"))
+    synced = [
+        _next(calls, "fdatasync /journal", _next(calls, "write /journal", committed)),
+        _next(calls, "fdatasync /index.db-wal", committed),
+    ]
+    updated = [call for call in calls if call.startswith("create /objects/")][-1]
+    assert max(synced) < calls.index(updated) < _next(calls, f"fdatasync {created}", committed)
+
+
 def test_log_begins_anew_with_its_header_on_the_disk() -> None:
     """All of it is in the database: it is overwritten. Old pages must not be found behind the old header."""
     calls = _output("--scenario", "update with checkpoints", "--trace").splitlines()

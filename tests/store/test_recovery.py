@@ -241,14 +241,19 @@ def _history(store: Store) -> list[dict[str, bytes]]:
     return states
 
 
+def _end_of_log(path: Path) -> int:
+    """Where the zeros begin that the log was prepared with."""
+    return len(path.read_bytes().rstrip(b"\0"))
+
+
 def test_log_torn_anywhere_gives_a_state_that_was(store: Store, place: Place) -> None:
     """Power loss may keep any front part of the log: the tree is then exactly that after some change."""
     log_path = place.path / "index.db-wal"
     with store.lock:
-        kept_bytes = log_path.stat().st_size
+        kept_bytes = _end_of_log(log_path)
         states = _history(store)
         copy = _crash(store, place)
-    log = (copy / "index.db-wal").read_bytes()
+    log = (copy / "index.db-wal").read_bytes()[: _end_of_log(copy / "index.db-wal")]
     assert len(log) > kept_bytes + 8 * 4120
 
     seen = []
@@ -282,6 +287,49 @@ def test_log_kept_and_all_new_objects_lost(store: Store, place: Place) -> None:
         # what "d" names falls back to its content at the barrier. "c" was deleted, "f" is empty.
         assert tree(recovered) == {"a": OLD["d"], "b": OLD["b"], "d": OLD["a"], "f": b""}
         assert len(recovered.report) == 2
+
+
+def test_fsync_holds_although_the_objects_are_lost(store: Store, place: Place) -> None:
+    """What an fsync waited for is put back from the journal: new images, new versions, a replacement."""
+    with store.lock:
+        before = objects_of(place.path)
+        replace_file(store, "a", image(2 * SEGMENT, "a2"))
+        _create(store, "e", image(70, "e"))
+        store.make_durable()
+        _create(store, "tmp", image(SEGMENT + 1, "tmp"))
+        store.make_durable()
+        store.tree.rename(ROOT_INO, b"tmp", ROOT_INO, b"b", 9)
+        replace_file(store, "c", image(5, "c2"))  # nobody waited for this one
+        assert store.index.state().durable_token < store.numbers.last_token
+        copies = [_crash(store, place, name) for name in ("gone", "zeros")]
+    for path in _newer_than(before, copies[0]):
+        _gone(path)
+    for path in _newer_than(before, copies[1]):
+        path.write_bytes(bytes(path.stat().st_size))
+    for copy in copies:
+        with _reopened(place, copy) as recovered:
+            assert tree(recovered) == OLD | {
+                "a": image(2 * SEGMENT, "a2"),
+                "b": image(SEGMENT + 1, "tmp"),
+                "e": image(70, "e"),
+            }
+            assert len(recovered.report) == 1
+
+
+def test_journal_is_written_from_its_beginning_after_a_barrier(store: Store, place: Place) -> None:
+    """It holds what no barrier has synced; what is too long for it waits for its own file."""
+    for round_ in range(3):
+        for number in range(10):
+            replace_file(store, "a", image(4 * SEGMENT, (round_, number)))
+            store.make_durable()
+        store.sync()
+    replace_file(store, "b", image(20 * SEGMENT, "long"))
+    store.make_durable()
+    with store.lock:
+        copy = _crash(store, place)
+    with _reopened(place, copy) as recovered:
+        found = tree(recovered)
+    assert found == OLD | {"a": image(4 * SEGMENT, (2, 9)), "b": image(20 * SEGMENT, "long")}
 
 
 def test_careful_save_without_fsync(store: Store, place: Place) -> None:

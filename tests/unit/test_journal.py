@@ -1,0 +1,56 @@
+"""The journal gives back what was added, whole or not at all."""
+
+import os
+from pathlib import Path
+
+from pixstorefs.store import journal
+from pixstorefs.store.journal import Journal
+
+
+def _object(folder: Path, number: int, size_bytes: int) -> tuple[int, str, bytes]:
+    path = folder / str(number)
+    content = os.urandom(size_bytes)
+    path.write_bytes(content)
+    return number, str(path), content
+
+
+def test_entries_come_back(tmp_path: Path) -> None:
+    """The newest ones whole; of those they were written over what is left, which nobody takes for whole."""
+    written = Journal(str(tmp_path))
+    assert not written.add(1, str(tmp_path / "missing"))
+    written.open()
+    assert written.add(1, str(tmp_path / "missing"))
+    laps = []
+    for lap in range(3):
+        objects = [_object(tmp_path, 10 * lap + n, 100_000 * (n + 1) - lap) for n in range(1, 6)]
+        for number, path, _ in objects:
+            assert written.add(number, path)
+        written.sync()
+        written.rewind()
+        laps.append({number: content for number, _, content in objects})
+    written.close()
+    found = dict(journal.entries(str(tmp_path)))
+    for number, content in laps[-1].items():
+        assert found[number] == content
+    assert set(found) <= {number for lap in laps for number in lap}
+
+
+def test_room(tmp_path: Path) -> None:
+    """What is too long, or finds no room any more, is refused; an old journal is used again."""
+    for _ in range(2):
+        written = Journal(str(tmp_path))
+        written.open()
+        number, path, _ = _object(tmp_path, 1, journal.LARGEST_OBJECT_SIZE_BYTES + 1)
+        assert not written.add(number, path)
+        number, path, _ = _object(tmp_path, 2, journal.LARGEST_OBJECT_SIZE_BYTES - 100_000)
+        assert [written.add(number, path) for _ in range(5)] == [True] * 4 + [False]
+        written.rewind()
+        assert written.add(number, path)
+        written.close()
+        assert not written.usable
+    assert os.stat(tmp_path / journal.JOURNAL_FILE).st_size == journal.JOURNAL_SIZE_BYTES
+
+
+def test_no_journal_at_all() -> None:
+    """A store that never had one has nothing to put back."""
+    assert list(journal.entries("/nonexistent")) == []
