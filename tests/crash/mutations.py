@@ -184,7 +184,7 @@ MUTATIONS = (
     Mutation(
         "the keys are written over in place",
         "pixstorefs/store/files.py",
-        '    temporary = path + ".new"\n',
+        '    temporary = temporary or path + ".new"\n',
         "    temporary = path\n",
         ("tests/crash/test_faults.py",),
     ),
