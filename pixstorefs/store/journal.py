@@ -49,7 +49,7 @@ class Journal:
         except FileNotFoundError:
             self._create()
         except OSError as error:
-            log.warning("there is no journal, so that each fsync waits for its own file: %s", error)
+            log.info("there is no journal, so that each fsync waits for its own file: %s", error)
         if self._fd >= 0:
             self._size_bytes = os.fstat(self._fd).st_size
             self._buffer = memoryview(bytearray(2 * _PAGE_SIZE_BYTES + LARGEST_OBJECT_SIZE_BYTES))
@@ -125,7 +125,7 @@ class Journal:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        log.warning("the journal cannot be used, so that each fsync waits for its own file: %s", error)
+        log.info("the journal cannot be used, so that each fsync waits for its own file: %s", error)
         self.close()
 
     def rewind(self) -> None:
