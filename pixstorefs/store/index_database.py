@@ -158,13 +158,17 @@ class Database:
     def prepare_log(self) -> None:
         """Give the log its blocks, zeros behind what is in it (with the lock held). Never fails.
 
-        SQLite takes them for the end of the log. A sync(2) of it is then one write and one flush of the disk.
+        SQLite takes them for the end of the log. A sync of it is then one write and one flush of the disk.
+        Not where they may not be locked in memory: see `page_lock`.
         """
         try:
             size_bytes = affordable_size(os.path.dirname(self.path), _LOG_PREPARED_BYTES, _PART_OF_DISK)
-            fd = os.open(self.path + "-wal", os.O_WRONLY | os.O_NOFOLLOW)
+            fd = os.open(self.path + "-wal", os.O_RDWR | os.O_NOFOLLOW)
             try:
+                length_bytes = os.fstat(fd).st_size
                 fill_with_zeros(fd, size_bytes)
+                if not self._log_lock.hold(fd, size_bytes):
+                    os.ftruncate(fd, length_bytes)
             finally:
                 os.close(fd)
         except OSError as error:

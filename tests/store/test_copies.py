@@ -234,6 +234,18 @@ def _is_cached_for_good(log: Path) -> bool:
         os.close(descriptor)
 
 
+def test_log_has_its_blocks_ahead(fresh: Place) -> None:
+    """And keeps them in memory, whatever the page cache forgets: overwriting a part of a page reads none."""
+    with opened(fresh) as store:
+        log = fresh.path / "index.db-wal"
+        blocks = log.stat().st_blocks
+        assert log.stat().st_size == 4 << 20 <= blocks * 512
+        assert _is_cached_for_good(log)
+        add(store, "new")
+        assert log.stat().st_blocks == blocks
+    assert log.stat().st_size == 0
+
+
 def test_long_log_is_given_back(fresh: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a burst of changes made of the log does not stay on the disk."""
     monkeypatch.setattr(index_database, "_LOG_KEPT_BYTES", 1 << 20)
