@@ -10,6 +10,8 @@ import logging
 import os
 import threading
 
+from pixstorefs.store.files import affordable_size
+
 log = logging.getLogger(__name__)
 
 RESERVE_FILE = "reserve"
@@ -79,5 +81,5 @@ class Reserve:
     def _open(self) -> None:
         if self._fd < 0:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            disk = os.fstatvfs(self._fd)
-            self._size_bytes = min(RESERVE_SIZE_BYTES, disk.f_blocks * disk.f_frsize // _PART_OF_DISK)
+            folder = os.path.dirname(self._path)
+            self._size_bytes = affordable_size(folder, RESERVE_SIZE_BYTES, _PART_OF_DISK)
