@@ -103,11 +103,12 @@ class Store:
 
     def _begin(self) -> None:
         self._ledger.begin()
-        self.index.prepare_log()
+        self._journal = Journal(self.path)
+        if not self.read_only:
+            self.index.prepare_log()
+            self._journal.open()
         self.index.sync_log()
         self._objects.reserve = self._reserve
-        self._journal = Journal(self.path)
-        self._journal.open()
         self._barrier = Barrier(self.lock, self._objects, self.index, self._ledger, self._journal)
         self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
