@@ -6,7 +6,7 @@ object in the journal, and the object itself is synced by the next barrier, with
 loss recovery puts back what the objects have lost.
 
 Entries follow each other from the beginning; behind the newest lie older ones, cut off anywhere. They need no
-checksums: what is put back is verified by its tags, like every object, and version ids are never used twice.
+checksums: they are verified by their tags, like every object, and version ids are never used twice.
 An entry shows no more than its object: ciphertext, under a number.
 """
 

@@ -41,9 +41,19 @@ class ObjectReader:
         if self._fd >= 0 or not self.runs:
             return
         try:
-            self._fd = self._directory.open_file(self._sealed.key.version_id)
+            fd = self._directory.open_file(self._sealed.key.version_id)
         except FileNotFoundError:
             raise self._damaged("is missing") from None
+        self._take(fd)
+
+    def open_copy(self, content: bytes) -> None:
+        """Read from a copy of the object, in memory, instead of its file. Raises CorruptImage."""
+        fd = os.memfd_create("object", os.MFD_CLOEXEC)
+        os.write(fd, content)
+        self._take(fd)
+
+    def _take(self, fd: int) -> None:
+        self._fd = fd
         size_bytes = os.fstat(self._fd).st_size
         expected_bytes = sealed_size(self._sealed.stored_size_bytes)
         if size_bytes != expected_bytes:
@@ -180,10 +190,17 @@ def reader_of(directory: ObjectDirectory, version: Version, image_id: bytes) -> 
     return ObjectReader(directory, sealed, image_id)
 
 
-def is_intact(directory: ObjectDirectory, version: Version, image_id: bytes) -> bool:
-    """Whether a version's object is on the disk, whole: header, every tag, size. Raises OSError (EIO)."""
+def is_intact(
+    directory: ObjectDirectory, version: Version, image_id: bytes, *, copy: bytes | None = None
+) -> bool:
+    """Whether a version's object is on the disk, whole: header, every tag, size. Raises OSError (EIO).
+
+    With `copy` whether that is such an object.
+    """
     reader = reader_of(directory, version, image_id)
     try:
+        if copy is not None:
+            reader.open_copy(copy)
         reader.verify()
     except CorruptImage:
         return False

@@ -69,15 +69,17 @@ def put_back_journaled(index: Index, objects: ObjectDirectory, store_path: str) 
         if version is None or inode is None or inode.image_id is None or not version.runs:
             continue
         objects.sync([version_id])
-        if not is_intact(objects, version, inode.image_id):
-            try:
-                objects.put_back(version_id, content)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                raise NoSpace(
-                    f"the disk under {store_path} is full, and an image is to be put back"
-                ) from None
+        if is_intact(objects, version, inode.image_id):
+            continue
+        # Not for one that was cut off, or written over in part: what is left of the object may be more.
+        if not is_intact(objects, version, inode.image_id, copy=content):
+            continue
+        try:
+            objects.put_back(version_id, content)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise NoSpace(f"the disk under {store_path} is full: an image is to be put back") from None
 
 
 def _on_disk(objects: ObjectDirectory, version: Version, inode: Inode) -> bool:

@@ -24,7 +24,7 @@ from pixstorefs.store import barrier, index_database
 from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
 from pixstorefs.store.index import ROOT_INO, Index
 from pixstorefs.store.objects import ObjectDirectory
-from pixstorefs.store.recovery import recover
+from pixstorefs.store.recovery import put_back_journaled, recover
 from pixstorefs.store.store import Store
 
 NAMES = "abcdef"
@@ -295,6 +295,32 @@ def test_recovery_killed_at_every_step(place, tmp_path):
             assert tree(recovered) == expected, name
             recovered.sync()
             assert set(objects_of(mixed)) == durable, name
+
+
+def test_damaged_object_is_not_replaced_by_a_damaged_copy(place, tmp_path):
+    """What is left of it can still be read in part; an entry that was cut off may hold less."""
+    place.open().close()
+    store = place.open_store()
+    save_file(store, "a", lambda draft: draft.write(0, image(10)))
+    store.sync()
+    with store.lock:
+        before = set(place.objects())
+        replace_file(store, "a", image(3 * SEGMENT, "new"))
+        store.make_durable()
+        copy = tmp_path / "copy"
+        shutil.copytree(place.path, copy)
+    store.close()
+    (path,) = (path for version_id, path in objects_of(copy).items() if version_id not in before)
+    whole = path.read_bytes()
+    damaged = whole[:-1] + bytes([whole[-1] ^ 1])
+    journal = (copy / "journal").read_bytes()
+    cut_off = journal[:SEGMENT] + bytes(SEGMENT) + journal[2 * SEGMENT :]
+    with opened_parts(place, copy) as (index, objects):
+        for entries, expected in ((cut_off, damaged), (journal, whole)):
+            path.write_bytes(damaged)
+            (copy / "journal").write_bytes(entries)
+            put_back_journaled(index, objects, str(copy))
+            assert path.read_bytes() == expected
 
 
 # A disk that fails for real
