@@ -4,6 +4,7 @@ A record is one line, "time LEVEL message", whatever is in the message: file nam
 others, and a newline in one must not be able to forge a record.
 """
 
+import errno
 import hashlib
 import io
 import logging
@@ -69,8 +70,21 @@ def _install(handler: logging.Handler, *, debug: bool) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if debug else logging.INFO)
     # Its debug level logs every request, with names; that is never wanted in a file that stays.
-    logging.getLogger("pyfuse3").setLevel(logging.INFO)
+    pyfuse3_log = logging.getLogger("pyfuse3")
+    pyfuse3_log.setLevel(logging.INFO)
+    pyfuse3_log.addFilter(_is_not_about_an_abandoned_request)
     logging.captureWarnings(True)
+
+
+def _is_not_about_an_abandoned_request(record: logging.LogRecord) -> bool:
+    """ENOENT for an answer: nobody waits for it any more, and nothing went wrong.
+
+    So end the last requests of a mount that was unmounted lazily. libfuse says nothing then, pyfuse3 does.
+    """
+    return not (
+        str(record.msg).endswith("fuse_reply_* failed with %s")
+        and record.args == (os.strerror(errno.ENOENT),)
+    )
 
 
 class _OneLine(logging.Formatter):

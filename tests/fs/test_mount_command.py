@@ -454,6 +454,31 @@ class TestEnd:
         mounted.mount()
         assert (mounted.mountpoint / "a.jpg").read_bytes() == b"still saved"
 
+    def test_an_answer_that_nobody_waits_for_any_more_is_nothing_to_complain_of(
+        self, unmounted: Mount
+    ) -> None:
+        meeting = unmounted.directory / "meeting"
+        os.mkfifo(meeting)
+        unmounted.env |= with_bug(
+            unmounted,
+            "from pixstorefs.fs.operations import Operations\n"
+            "release = Operations.release\n"
+            "async def late(self, handle):\n"
+            "    await release(self, handle)\n"
+            f"    open({os.fspath(meeting)!r}, 'wb').close()\n"
+            f"    open({os.fspath(meeting)!r}, 'rb').close()\n"
+            "Operations.release = late\n",
+        )
+        unmounted.mount()
+        pid = unmounted.pid
+        last = os.open(unmounted.mountpoint, os.O_PATH)
+        with open(unmounted.mountpoint / "a.jpg", "wb"):
+            assert unmounted.run("umount", "--lazy", unmounted.mountpoint).returncode == 0
+        meeting.open("rb").close()  # it handles the request, for which the kernel lets nobody wait
+        os.close(last)  # the end of the connection
+        meeting.open("wb").close()
+        wait_until_gone(pid)  # and nothing in its log, see `watched`
+
     def test_umount_of_what_is_not_mounted(self, unmounted: Mount) -> None:
         for path in (unmounted.mountpoint, Path("/proc")):
             assert_refused(unmounted.run("umount", path), 6, path)
