@@ -56,7 +56,7 @@ class Index(Database):
             with translated(path):
                 self._verify(store_id)
                 # Most stores have none, and the kernel asks for several of every file that is made or listed.
-                self._has_xattrs = beside_owner or self.one("SELECT 1 FROM xattr LIMIT 1") is not None
+                self.has_xattrs = beside_owner or self.one("SELECT 1 FROM xattr LIMIT 1") is not None
         except BaseException:
             self.close()
             raise
@@ -163,7 +163,7 @@ class Index(Database):
     def delete_inode(self, ino: int) -> None:
         """Remove an inode and its extended attributes."""
         self.execute("DELETE FROM inode WHERE ino=?", (ino,))
-        if self._has_xattrs:
+        if self.has_xattrs:
             self.execute("DELETE FROM xattr WHERE ino=?", (ino,))
 
     # Entries
@@ -363,14 +363,14 @@ class Index(Database):
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         """The value of one extended attribute."""
-        if not self._has_xattrs:
+        if not self.has_xattrs:
             return None
         row = self.one("SELECT value FROM xattr WHERE ino=? AND name=?", ino, name)
         return row[0] if row else None
 
     def xattrs(self, ino: int) -> dict[bytes, bytes]:
         """All extended attributes of an inode."""
-        if not self._has_xattrs:
+        if not self.has_xattrs:
             return {}
         return dict(self.execute("SELECT name, value FROM xattr WHERE ino=?", (ino,)))
 
@@ -380,7 +380,7 @@ class Index(Database):
 
     def put_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Set one extended attribute."""
-        self._has_xattrs = True
+        self.has_xattrs = True
         self.execute("INSERT OR REPLACE INTO xattr VALUES (?,?,?)", (ino, name, value))
 
     def delete_xattr(self, ino: int, name: bytes) -> None:

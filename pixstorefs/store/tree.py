@@ -245,6 +245,12 @@ class Tree:
         with self._transactions.lock:
             return self._index.xattr_names(ino)
 
+    @property
+    def may_have_xattrs(self) -> bool:
+        """Whether any inode may have an extended attribute. False as long as none ever had one."""
+        with self._transactions.lock:
+            return self._index.has_xattrs
+
     def put_xattr(self, ino: int, name: bytes, value: bytes, now_ns: int) -> None:
         """Set an extended attribute."""
         with self._transactions.change() as index:

@@ -79,6 +79,31 @@ def test_images_tell_about_themselves(mounted: Mount) -> None:
         os.setxattr(renamed, "user.pixstore.id", b"mine")
 
 
+def test_files_have_no_selinux_labels_until_one_gets_one(mounted: Mount) -> None:
+    """Then `ls -l` asks once and not for every file; programs that have labels can keep them."""
+    paths = [mounted.mountpoint / name for name in ("a.jpg", "b.jpg")]
+    for path in paths:
+        path.write_bytes(b"image")
+    assert errno_of_label(paths[0]) == errno.EOPNOTSUPP
+    with pytest.raises(OSError) as missing:
+        os.removexattr(paths[0], "security.selinux")
+    # Only who may set an attribute hears whether there is one.
+    assert missing.value.errno == (errno.ENODATA if pictures.IS_ROOT else errno.EPERM)
+    os.setxattr(paths[0], "user.any", b"value")
+    assert [errno_of_label(path) for path in paths] == [errno.ENODATA] * 2
+    if pictures.IS_ROOT:
+        os.setxattr(paths[0], "security.selinux", b"label")
+        assert os.getxattr(paths[0], "security.selinux") == b"label"
+    mounted.remount()
+    assert errno_of_label(paths[1]) == errno.ENODATA
+
+
+def errno_of_label(path: Path) -> int | None:
+    with pytest.raises(OSError) as failed:
+        os.getxattr(path, "security.selinux")
+    return failed.value.errno
+
+
 def test_statfs_tells_the_truth(mounted: Mount) -> None:
     """df shows the disk under the store."""
     inside, below = os.statvfs(mounted.mountpoint), os.statvfs(mounted.store)
