@@ -23,8 +23,8 @@ def settle(index: Index, up_to_token: int) -> None:
 def erase(index: Index, inode: Inode, token: int) -> None:
     """Delete an inode without names; its keys go now, its objects at the barrier."""
     if inode.version_id is not None:
-        index.destroy_version(inode.version_id, token)
         index.destroy_retired(inode.ino)
+        index.destroy_version(inode.version_id, token)
     index.delete_inode(inode.ino)
 
 

@@ -78,8 +78,7 @@ CREATE TABLE version (
     format            TEXT,              -- image format by content, NULL: no image
     retired_by        INTEGER            -- token of the save or delete that replaced it; NULL: current
 ) STRICT;
-CREATE INDEX version_retired ON version (retired_by) WHERE retired_by IS NOT NULL;
-CREATE INDEX version_retired_of ON version (ino) WHERE retired_by IS NOT NULL;
+CREATE INDEX version_retired ON version (ino, retired_by) WHERE retired_by IS NOT NULL;
 
 -- One row for every name that went from a file to another one whose content may not be durable yet. Until the
 -- barrier that makes it so, the file that lost its name keeps inode and key (its nlink may be 0).
