@@ -47,8 +47,11 @@ class ImageStore:
         self._store.close()
 
     def sync(self) -> None:
-        """Return when everything saved so far survives power loss. Raises OSError, PixstoreError."""
-        self._store.sync()
+        """Return when everything done so far survives power loss. Raises OSError, PixstoreError.
+
+        Objects of what was replaced or deleted leave the disk a second later; keys of deleted ones go at once.
+        """
+        self._store.make_durable()
 
     def save_image(self, data: Buffer, directory: str | None = None) -> ImageRecord:
         """Save a new image as `<directory>/<id>.<ext>`, making directories that are missing.

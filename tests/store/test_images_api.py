@@ -123,7 +123,7 @@ def test_delete(images, place):
             call(deleted.id)
     with pytest.raises(ImageNotFound):
         images.update_image(deleted.id, image(10))
-    images.sync()
+    images.close()  # its last barrier
     assert len(place.objects()) == 1
 
 
