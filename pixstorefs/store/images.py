@@ -49,7 +49,7 @@ class ImageStore:
     def sync(self) -> None:
         """Return when everything done so far survives power loss. Raises OSError, PixstoreError.
 
-        Objects of what was replaced or deleted leave the disk a second later; keys of deleted ones go at once.
+        What was replaced or deleted leaves the disk a second later; keys of what was deleted go at once.
         """
         self._store.make_durable()
 

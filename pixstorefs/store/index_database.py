@@ -29,11 +29,10 @@ log = logging.getLogger(__name__)
 # Above this size the log is emptied even if that makes one writer wait for the disk.
 LOG_LIMIT_BYTES = 256 << 20
 _CHECKPOINT_FROM_BYTES = 4 << 20
-# Its blocks are there before they are written to: see `prepare_log`.
-_LOG_PREPARED_BYTES = 4 << 20
-_PART_OF_DISK = 32
-# What a burst made longer is given back. Anybody may lock as much (systemd's DefaultLimitMEMLOCK).
+# So long the log has its blocks before they are written to, and what a burst made longer is given back.
+# Anybody may lock as much (systemd's DefaultLimitMEMLOCK).
 _LOG_KEPT_BYTES = 8 << 20
+_PART_OF_DISK = 32
 _PAGE_SIZE_BYTES = 4096
 _BUSY_TIMEOUT_MS = 10_000
 _STEPS_BETWEEN_SIGNALS = 100_000
@@ -162,7 +161,7 @@ class Database:
         Not where they may not be locked in memory: see `page_lock`.
         """
         try:
-            size_bytes = affordable_size(os.path.dirname(self.path), _LOG_PREPARED_BYTES, _PART_OF_DISK)
+            size_bytes = affordable_size(os.path.dirname(self.path), _LOG_KEPT_BYTES, _PART_OF_DISK)
             fd = os.open(self.path + "-wal", os.O_RDWR | os.O_NOFOLLOW)
             try:
                 length_bytes = os.fstat(fd).st_size

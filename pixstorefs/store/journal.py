@@ -20,7 +20,7 @@ from pixstorefs.store.files import affordable_size, fill_with_zeros, sync_direct
 log = logging.getLogger(__name__)
 
 JOURNAL_FILE = "journal"
-JOURNAL_SIZE_BYTES = 4 << 20
+JOURNAL_SIZE_BYTES = 16 << 20
 # On a small disk not more than this part of it; below the smallest size there is none.
 _PART_OF_DISK = 32
 _SMALLEST_SIZE_BYTES = 1 << 20

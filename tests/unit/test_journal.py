@@ -42,8 +42,9 @@ def test_room(tmp_path: Path) -> None:
         written.open()
         number, path, _ = _object(tmp_path, 1, journal.LARGEST_OBJECT_SIZE_BYTES + 1)
         assert not written.add(number, path)
-        number, path, _ = _object(tmp_path, 2, journal.LARGEST_OBJECT_SIZE_BYTES - 100_000)
-        assert [written.add(number, path) for _ in range(5)] == [True] * 4 + [False]
+        number, path, _ = _object(tmp_path, 2, journal.LARGEST_OBJECT_SIZE_BYTES - 5000)
+        fitting = journal.JOURNAL_SIZE_BYTES // journal.LARGEST_OBJECT_SIZE_BYTES
+        assert [written.add(number, path) for _ in range(fitting + 1)] == [True] * fitting + [False]
         written.rewind()
         assert written.add(number, path)
         written.close()
