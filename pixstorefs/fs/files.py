@@ -71,6 +71,11 @@ class Files:
                 return replace(inode, mtime_ns=changed_ns, ctime_ns=changed_ns)
         return inode
 
+    @property
+    def are_as_saved(self) -> bool:
+        """Whether programs see of every inode in the index just what the index has, and always did."""
+        return not self._images and not self._generations
+
     def size_bytes(self, inode: Inode) -> int:
         """The size programs see."""
         image = self._images.get(inode.ino)

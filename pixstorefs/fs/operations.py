@@ -20,22 +20,20 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.fs.acl import ACCESS
-from pixstorefs.fs.attributes import Changes, blocks
+from pixstorefs.fs.attributes import Changes
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.metadata import Metadata
 from pixstorefs.fs.namespace import NAME_LIMIT_BYTES, Namespace
+from pixstorefs.fs.operations_answers import Answers
 from pixstorefs.fs.operations_polling import Turns
 from pixstorefs.fs.operations_reading import Reading
 from pixstorefs.fs.operations_saving import Saving, make_kernel_ask_again
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.fs.xattrs import Xattrs
-from pixstorefs.store.records import Inode
 from pixstorefs.store.store import Store
 
 log = logging.getLogger(__name__)
 
-# The mount is the only writer, so what the kernel caches stays right for as long as it likes.
-CACHE_TIMEOUT_S = 86400.0
 _MAY_EXECUTE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 P = ParamSpec("P")
@@ -95,6 +93,7 @@ class Operations(pyfuse3.Operations):
         self._durable_close = durable_close
         pending = PendingNames()
         self._files = Files(store, pending)
+        self._answers = Answers(self._files)
         self._turns = turns
         self._saving = Saving(store, self._files, turns)
         self._reading = Reading(store, turns)
@@ -115,12 +114,8 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         inode = self._names.lookup(parent_inode, name)
         if inode is None:
-            # An entry with inode 0 is a negative one, which the kernel caches as well.
-            missing = EntryAttributes()
-            missing.st_ino = 0
-            missing.entry_timeout = CACHE_TIMEOUT_S
-            return missing
-        return self._entry(inode)
+            return self._answers.missing()
+        return self._answers.entry(inode)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, _ in inode_list:
@@ -134,7 +129,7 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         for cookie, name, inode in self._names.list(fh, start_id):
-            if not pyfuse3.readdir_reply(token, name, self._entry(inode), cookie):
+            if not pyfuse3.readdir_reply(token, name, self._answers.listed(inode), cookie):
                 break
 
     async def releasedir(self, fh: int) -> None:
@@ -143,20 +138,20 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
-        return self._entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask))
+        return self._answers.entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask))
 
     @_answered
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         if not stat.S_ISREG(mode):
-            return self._entry(
+            return self._answers.entry(
                 self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask, rdev=rdev)
             )
         handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask)
         try:
             await self._saving.save(image)
-            return self._entry(image.inode)
+            return self._answers.entry(image.inode)
         finally:
             await self._saving.release(handle)
 
@@ -165,7 +160,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         mode = stat.S_IFLNK | 0o777
-        return self._entry(
+        return self._answers.entry(
             self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask, target=target)
         )
 
@@ -181,7 +176,7 @@ class Operations(pyfuse3.Operations):
         if image is not None and image.pending is not None:
             # A second name makes a pending file an ordinary one: it is saved with what it has.
             await self._saving.save(image)
-        return self._entry(self._names.link(inode, new_parent_inode, new_name))
+        return self._answers.entry(self._names.link(inode, new_parent_inode, new_name))
 
     @_answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -214,7 +209,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._files.inode(inode))
+        return self._answers.entry(self._files.inode(inode))
 
     @_answered
     async def setattr(
@@ -224,8 +219,10 @@ class Operations(pyfuse3.Operations):
             await self._saving.set_size(inode, attr.st_size, fh, keeps_set_id=ctx.uid == 0)
         changes = _changes(attr, fields)
         if changes == Changes():
-            return self._entry(self._files.inode(inode))
-        return self._entry(await self._saving.with_room(lambda: self._metadata.change(inode, changes)))
+            return self._answers.entry(self._files.inode(inode))
+        return self._answers.entry(
+            await self._saving.with_room(lambda: self._metadata.change(inode, changes))
+        )
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
@@ -285,7 +282,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask)
         self._turns.when_idle(image.prepare)
-        return FileInfo(fh=handle, keep_cache=True), self._entry(image.inode)
+        return FileInfo(fh=handle, keep_cache=True), self._answers.entry(image.inode)
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
@@ -354,23 +351,6 @@ class Operations(pyfuse3.Operations):
             return gid in pyfuse3.get_sup_groups(ctx.pid)
         except (OSError, RuntimeError):
             return False  # it has ended, or lives in another PID namespace: less, not more
-
-    def _entry(self, inode: Inode) -> EntryAttributes:
-        entry = EntryAttributes()
-        entry.st_ino = inode.ino
-        entry.generation = self._files.generation(inode.ino)
-        entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
-        entry.st_mode = inode.mode
-        entry.st_nlink = self._files.links(inode)
-        entry.st_uid = inode.uid
-        entry.st_gid = inode.gid
-        entry.st_rdev = inode.rdev
-        entry.st_size = self._files.size_bytes(inode)
-        entry.st_blocks = blocks(inode.stored_size_bytes)
-        entry.st_atime_ns = inode.atime_ns
-        entry.st_mtime_ns = inode.mtime_ns
-        entry.st_ctime_ns = inode.ctime_ns
-        return entry
 
 
 def _changes(attr: EntryAttributes, fields: SetattrFields) -> Changes:

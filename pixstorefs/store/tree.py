@@ -19,8 +19,8 @@ _NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
 # Entries of a directory: (cookie, name, inode).
 Listed = tuple[tuple[int, bytes, Inode], ...]
 
-# About 10 MB with the 64 entries that the mount asks for at a time.
-_LISTED_PAGES = 256
+# So many are kept for the next who asks; about 10 MB.
+LISTED_ENTRIES = 16_384
 # SQLite's integers are signed.
 _LARGEST_INO = (1 << 63) - 1
 
@@ -49,6 +49,7 @@ class Tree:
         self._ledger = ledger
         # What was listed since the last change: who looks at a directory mostly looks again.
         self._listed: dict[tuple[int, int, int], Listed] = {}
+        self._listed_entries = 0
 
     # Looking
 
@@ -79,14 +80,17 @@ class Tree:
         with self._transactions.lock:
             page = self._listed.get(asked)
             if page is None:
-                if len(self._listed) >= _LISTED_PAGES:
-                    self._listed.clear()
-                page = self._listed[asked] = tuple(self._index.entries(parent, after_cookie, limit))
+                page = tuple(self._index.entries(parent, after_cookie, limit))
+                if self._listed_entries + len(page) > LISTED_ENTRIES:
+                    self.forget_listed()
+                self._listed[asked] = page
+                self._listed_entries += len(page) or 1
             return page
 
     def forget_listed(self) -> None:
         """Something was changed (with the store's lock held)."""
         self._listed.clear()
+        self._listed_entries = 0
 
     def parent_of(self, ino: int) -> int:
         """The directory that holds a directory; the root's is the root."""
