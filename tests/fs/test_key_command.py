@@ -263,7 +263,7 @@ def test_a_full_disk(closed: Mount) -> None:
         cannot_run("a file system of the test's own needs root")
     whole = closed.store.rename(closed.directory / "whole")
     closed.store.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", closed.store], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", closed.store], check=True)
     try:
         shutil.copytree(whole, closed.store, dirs_exist_ok=True)
         subprocess.run(["dd", "if=/dev/zero", f"of={closed.store}/filler"], capture_output=True, check=False)
