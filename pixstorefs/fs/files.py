@@ -73,8 +73,8 @@ class Files:
 
     @property
     def are_as_saved(self) -> bool:
-        """Whether programs see of every inode in the index just what the index has, and always did."""
-        return not self._images and not self._generations
+        """Whether programs see of every inode just what the index has of it, and always did."""
+        return not (self._images or self._gone or self._generations)
 
     def size_bytes(self, inode: Inode) -> int:
         """The size programs see."""

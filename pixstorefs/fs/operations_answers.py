@@ -16,8 +16,7 @@ class Answers:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        # By identity: a listing that the store keeps has the same inodes again, after any change others.
-        # About 400 bytes each.
+        # By inode number, about 400 bytes each: the inode that was listed, and what was answered.
         self._kept: dict[int, tuple[Inode, EntryAttributes]] = {}
 
     def missing(self) -> EntryAttributes:
@@ -46,14 +45,17 @@ class Answers:
         return entry
 
     def listed(self, inode: Inode) -> EntryAttributes:
-        """The same for a listing, kept for the next one: making it costs more than all the rest of a name."""
+        """The same for a listing, kept for the next one: making it costs more than all the rest of a name.
+
+        A listing that the store keeps has the very same inodes again; after any change it has others.
+        """
         if not self._files.are_as_saved:
             return self.entry(inode)
-        kept = self._kept.get(id(inode))
-        if kept is not None:
+        kept = self._kept.get(inode.ino)
+        if kept is not None and kept[0] is inode:
             return kept[1]
         if len(self._kept) >= LISTED_ENTRIES:
             self._kept.clear()
         entry = self.entry(inode)
-        self._kept[id(inode)] = inode, entry  # the inode with it, so that no other one gets its identity
+        self._kept[inode.ino] = inode, entry
         return entry

@@ -81,10 +81,11 @@ class Tree:
             page = self._listed.get(asked)
             if page is None:
                 page = tuple(self._index.entries(parent, after_cookie, limit))
-                if self._listed_entries + len(page) > LISTED_ENTRIES:
+                entries = max(1, len(page))  # an empty page takes room, too
+                if self._listed_entries + entries > LISTED_ENTRIES:
                     self.forget_listed()
                 self._listed[asked] = page
-                self._listed_entries += len(page) or 1
+                self._listed_entries += entries
             return page
 
     def forget_listed(self) -> None:

@@ -123,7 +123,7 @@ def test_delete(images, place):
             call(deleted.id)
     with pytest.raises(ImageNotFound):
         images.update_image(deleted.id, image(10))
-    images.close()  # its last barrier
+    images._store.sync()
     assert len(place.objects()) == 1
 
 
@@ -139,16 +139,17 @@ def test_ids_that_are_none(images, image_id):
         images.read_image(image_id)
 
 
-def test_reading_on_after_delete(images):
+def test_reading_on_after_delete(images, place):
     """Who began to read an image reads all of that version, though it was updated or deleted meanwhile."""
     record = images.save_image(image(5 * SEGMENT))
     chunks = images.read_image_chunks(record.id)
     read = [next(chunks)]
     images.update_image(record.id, image(100, "new"))
-    images.sync()
+    images._store.sync()
     read.append(next(chunks))
     images.delete_image(record.id)
-    images.sync()
+    images._store.sync()
+    assert not place.objects()
     assert b"".join([*read, *chunks]) == image(5 * SEGMENT)
 
 
@@ -556,10 +557,10 @@ def test_full_disk(place, tmp_path):
             else:
                 pytest.fail("the disk never got full")
             with contextlib.suppress(NoSpace):
-                images.sync()
+                images._store.sync()
             assert {found: images.read_image(found) for found in saved} == saved
             (disk / "ballast").unlink()
-            images.sync()
+            images._store.sync()
             assert images.delete_image(victim)
             del saved[victim]
             record = images.save_image(image(700_000, "after"))
@@ -601,6 +602,7 @@ def test_threads(images):
                     assert listed.size_bytes > 0
                 if turn % 10 == number:
                     images.sync()
+                    images._store.sync()
         except BaseException as error:
             failures.append(error)
         results.append((own, tokens))

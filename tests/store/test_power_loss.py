@@ -22,6 +22,7 @@ from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
 from pixstorefs.store import barrier, index_database
 from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
+from pixstorefs.store.images import ImageStore
 from pixstorefs.store.index import ROOT_INO, Index
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.recovery import put_back_journaled, recover
@@ -50,8 +51,8 @@ class History:
         self._begin()
 
     def fsync(self) -> None:
-        """The same, by copies in the journal: the objects may still be lost."""
-        self._store.make_durable()
+        """The same by the API's sync, an fsync: by copies in the journal, the objects may still be lost."""
+        ImageStore(self._store).sync()
         self._begin()
 
     def _begin(self) -> None:
