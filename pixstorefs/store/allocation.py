@@ -46,8 +46,9 @@ class Allocator:
 
     def begin_object(self, image_id: bytes) -> ObjectWriter:
         """A writer for a new version of an image, under a key of its own."""
+        # Added before it is counted up: a barrier's thread may read `object_floor` between the two lines.
+        self._unsaved.add(self._numbers.next_version_id)
         version_id = self._numbers.version_id()
-        self._unsaved.add(version_id)
         return ObjectWriter(self._objects, new_version_key(version_id, self._random), image_id)
 
     def prepare_object(self, image_id: bytes) -> ObjectWriter | None:

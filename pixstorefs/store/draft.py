@@ -18,7 +18,7 @@ import errno
 import os
 from collections.abc import Generator
 
-from pixstorefs.imaging.formats import sniff
+from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, sniff
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.object_reader import ObjectReader
 from pixstorefs.store.object_writer import ObjectWriter
@@ -28,7 +28,6 @@ from pixstorefs.store.spill import Spill
 
 SEGMENTS_PER_DRAFT = 256
 SEGMENTS_OF_ALL_DRAFTS = 512
-HEAD_SIZE_BYTES = 64
 _STEP_SEGMENTS = 32
 
 

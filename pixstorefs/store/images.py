@@ -10,8 +10,8 @@ from types import TracebackType
 
 from pixstorefs.errors import ImageNotFound, InvalidInput, NoSpace
 from pixstorefs.imaging.dimensions import measure
-from pixstorefs.imaging.formats import extension, sniff
-from pixstorefs.store.draft import HEAD_SIZE_BYTES, Draft
+from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, extension, sniff
+from pixstorefs.store.draft import Draft
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.records import Entry, ImageRecord, Inode
 from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES, Buffer

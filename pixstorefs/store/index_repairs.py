@@ -1,6 +1,6 @@
 """What `check --repair` changes in the rows of an index. Each function runs inside its caller's transaction.
 
-Each changes only rows that break an invariant (see `index_invariants`), and says how many.
+Each changes only rows that break an invariant (see `index_invariants`). Most return how many.
 """
 
 import os
@@ -12,10 +12,9 @@ from pixstorefs.store.index_schema import IS_DIRECTORY, IS_FILE, IS_SYMLINK, is_
 from pixstorefs.store.records import Entry, Version
 
 
-def raise_numbers(index: Index) -> int:
+def raise_numbers(index: Index) -> None:
     """Nothing that was used is handed out again. Has to happen before the store hands out anything."""
-    return _changed(
-        index,
+    index.execute(
         "UPDATE state SET next_ino=max(next_ino, 1 + ifnull((SELECT max(ino) FROM inode), 1)), "
         "next_cookie=max(next_cookie, 3, 1 + ifnull((SELECT max(cookie) FROM entry), 2)), "
         "next_version_id=max(next_version_id, object_floor, "

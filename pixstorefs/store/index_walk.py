@@ -54,16 +54,6 @@ def is_current(index: Index, version_id: int) -> bool:
     return index.one(f"{_CURRENT} AND version.version_id=?", version_id) is not None
 
 
-def others_of(index: Index, stored: StoredImage) -> Iterator[StoredImage]:
-    """Other versions of an image that can still be opened, the newest first."""
-    rows = index.execute(
-        f"SELECT {_COLUMNS} FROM version JOIN inode ON inode.ino=version.ino "
-        "WHERE version.ino=? AND version.version_id<>? AND key IS NOT NULL ORDER BY token DESC",
-        (stored.version.ino, stored.version.version_id),
-    )
-    return map(_stored, rows)
-
-
 def total(index: Index) -> tuple[int, int]:
     """How many images there are, and how many bytes of content they store."""
     row = index.one("SELECT count(*), total(stored_size_bytes) FROM version WHERE retired_by IS NULL")

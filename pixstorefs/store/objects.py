@@ -40,7 +40,8 @@ class ObjectDirectory:
         self.store_id = store_id
         self._path = os.path.join(store_path, "objects")
         # One buffer for all sealing: fresh allocations cost more than the cipher (page faults, measured).
-        # Safe because the store's lock is held by whoever seals or opens, and no call leaves data in it.
+        # Safe because one thread at a time seals and opens: in a mount the event loop, without the store's
+        # lock; in the Python API whoever holds that lock. No call leaves data in it.
         self.scratch = memoryview(bytearray(HEADER_SIZE_BYTES + BATCH_SEGMENTS * SEALED_SEGMENT_SIZE_BYTES))
         # What to do when the disk is full before giving up; the barrier can give back retired objects.
         self.make_room: Callable[[], None] = _no_room

@@ -187,13 +187,6 @@ class Plain(System):
     def usable(self) -> bool:
         return True
 
-    def _end_launch(self) -> None:
-        """End what was interrupted before it had mounted: it would mount when nobody unmounts any more."""
-        for pid in process.with_argument(self.mountpoint):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            process.wait_until(lambda pid=pid: not process.alive(pid), UNMOUNT_SECONDS / 2)
-
     def abandon(self) -> None:
         pass
 
