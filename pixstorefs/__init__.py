@@ -45,9 +45,9 @@ def open_store(
     Raises NotAStore, WrongKey, StoreInUse, NewerFormat, CorruptStore, InvalidInput, OSError.
     """
     # Imported here so that `import pixstorefs` and the command line's help stay fast.
-    from pixstorefs.store import opening
+    from pixstorefs.store import images
 
-    return opening.open_images(
+    return images.open_images(
         path, passphrase=passphrase, keyfile=keyfile, create=create, read_only=read_only, padding=padding
     )
 

@@ -15,10 +15,10 @@
 
 from dataclasses import dataclass, field
 
+from pixstorefs.format import SEGMENT_SIZE_BYTES
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.object_reader import ObjectReader
 from pixstorefs.store.records import Entry, Inode
-from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES
 from pixstorefs.store.store import Store
 
 _AHEAD_SIZE_BYTES = 8 << 20

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pixstorefs.errors import CorruptImage, CorruptStore
+from pixstorefs.format import SEGMENT_SIZE_BYTES, padded_size
 from pixstorefs.store import index_walk
 from pixstorefs.store.findings import Finding, Reaction, Violation
 from pixstorefs.store.header import COPIES_FOLDER, LOST_FOUND, differing_copies
 from pixstorefs.store.index import ROOT_INO, Index
 from pixstorefs.store.index_invariants import INVARIANTS, images_have_content, integrity_problems
+from pixstorefs.store.index_paths import path_of
 from pixstorefs.store.index_walk import StoredImage
 from pixstorefs.store.object_reader import reader_of
 from pixstorefs.store.objects import OBJECTS_PER_FOLDER, ObjectDirectory
 from pixstorefs.store.records import Version
-from pixstorefs.store.recovery import path_of
-from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES, padded_size
 from pixstorefs.store.snapshot_record import is_unfinished
 
 # What the disk is asked for in advance: enough to keep it busy, too little to push others out of the cache.

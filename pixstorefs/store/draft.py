@@ -18,12 +18,13 @@ import errno
 import os
 from collections.abc import Generator
 
+from pixstorefs.format import MAX_IMAGE_SIZE_BYTES, SEGMENT_SIZE_BYTES
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, sniff
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.object_reader import ObjectReader
 from pixstorefs.store.object_writer import ObjectWriter
 from pixstorefs.store.sealed_object import Content
-from pixstorefs.store.sealing import MAX_IMAGE_SIZE_BYTES, SEGMENT_SIZE_BYTES, Buffer
+from pixstorefs.store.sealing import Buffer
 from pixstorefs.store.spill import Spill
 
 SEGMENTS_PER_DRAFT = 256

@@ -9,12 +9,16 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from pixstorefs.errors import ImageNotFound, InvalidInput, NoSpace
-from pixstorefs.imaging.dimensions import measure
+from pixstorefs.format import SEGMENT_SIZE_BYTES
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, extension, sniff
+from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
 from pixstorefs.store.draft import Draft
+from pixstorefs.store.header import create_store, is_store, read_header
 from pixstorefs.store.index import ROOT_INO
+from pixstorefs.store.measure import measure_object
+from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.records import Entry, ImageRecord, Inode
-from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES, Buffer
+from pixstorefs.store.sealing import Buffer
 from pixstorefs.store.store import Store
 from pixstorefs.store.tree import NewName
 
@@ -242,33 +246,6 @@ def _full_disk_named() -> Iterator[None]:
         raise NoSpace("the disk under the store is full: nothing was saved, and nothing is lost") from error
 
 
-def measure_object(store: Store, inode: Inode, image_format: str) -> tuple[int, int] | None:
-    """Width and height of a saved image in pixels, None where its header does not tell."""
-    reader = store.open_object(inode)
-    buffer = memoryview(bytearray(SEGMENT_SIZE_BYTES))
-    held = -1
-
-    def read(offset: int, length: int) -> bytes:
-        nonlocal held
-        parts = []
-        end = min(offset + length, inode.size_bytes)
-        while offset < end:
-            index, within = divmod(offset, SEGMENT_SIZE_BYTES)
-            if index != held:
-                with store.lock:
-                    reader.read_segment(index, buffer)
-                held = index
-            part = bytes(buffer[within : within + end - offset])
-            parts.append(part)
-            offset += len(part)
-        return b"".join(parts)
-
-    try:
-        return measure(read, inode.size_bytes, image_format)
-    finally:
-        reader.close()
-
-
 def _directory_names(directory: str | None) -> list[bytes]:
     """The checked names of a relative directory. Raises InvalidInput."""
     names = []
@@ -298,3 +275,33 @@ def _new_file(ino: int, image_id: bytes, now_ns: int) -> Inode:
 def _new_directory(ino: int, now_ns: int) -> Inode:
     mode = stat.S_IFDIR | 0o755
     return Inode(ino, mode, os.getuid(), os.getgid(), 2, 0, 0, 0, now_ns, now_ns, now_ns)
+
+
+def open_images(
+    path: str,
+    *,
+    passphrase: str | None,
+    keyfile: str | None,
+    create: bool,
+    read_only: bool,
+    padding: bool,
+) -> ImageStore:
+    """`pixstorefs.open_store`: see there."""
+    if passphrase is not None and keyfile is not None:
+        raise InvalidInput("give a passphrase or a keyfile, not both: each opens the store alone")
+    if passphrase == "":
+        raise InvalidInput("an empty passphrase protects nothing: give one, or leave it out for a keyfile")
+    path = os.path.abspath(path)
+
+    def secret_for(store_id: bytes, *, new: bool) -> Secret:
+        if passphrase is not None:
+            return Secret("passphrase", passphrase.encode())
+        if keyfile is not None:
+            return secret_from_keyfile(keyfile)
+        default = default_keyfile_path(store_id)
+        return create_keyfile(default) if new else secret_from_keyfile(default)
+
+    if create and not read_only and not is_store(path):
+        create_store(path, lambda store_id: secret_for(store_id, new=True), padding=padding)
+    secret = secret_for(read_header(path).store_id, new=False)
+    return ImageStore(open_unlocked(path, secret, read_only=read_only))

@@ -6,10 +6,10 @@ columns mean. `integrity_problems` is SQLite's own part: it opens, and so authen
 
 from collections.abc import Callable
 
+from pixstorefs.format import IV_SIZE_BYTES, KEY_SIZE_BYTES
 from pixstorefs.store.findings import Reaction, Violation
 from pixstorefs.store.index import FIRST_COOKIE, ROOT_INO, Index
 from pixstorefs.store.index_schema import IS_DIRECTORY, IS_FILE, IS_SYMLINK
-from pixstorefs.store.sealing import IV_SIZE_BYTES, KEY_SIZE_BYTES
 
 TABLES = ("state", "inode", "entry", "version", "displaced", "xattr")
 

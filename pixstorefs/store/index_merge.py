@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pixstorefs.format import sealed_size
 from pixstorefs.imaging.formats import extension
 from pixstorefs.store.index import ROOT_INO, Index, State
 from pixstorefs.store.index_pages import Pages, rows
+from pixstorefs.store.index_paths import path_of
 from pixstorefs.store.index_schema import IS_DIRECTORY, IS_FILE, is_type
-from pixstorefs.store.recovery import path_of
-from pixstorefs.store.sealing import sealed_size
 
 # How many columns the rows have, which tells most of them apart; see index_schema.
 _COLUMNS = {"inode": 17, "version": 12, "displaced": 5, "entry": 5, "xattr": 3, "name": 3, "linked": 3}

@@ -10,8 +10,8 @@ from pixstorefs.store import index_repairs as repairs
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.header import LOST_FOUND
 from pixstorefs.store.index import ROOT_INO
+from pixstorefs.store.index_paths import path_of
 from pixstorefs.store.records import Entry, Inode
-from pixstorefs.store.recovery import path_of
 from pixstorefs.store.store import Store
 from pixstorefs.store.tree import NewName
 

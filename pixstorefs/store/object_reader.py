@@ -5,21 +5,18 @@ import os
 from collections.abc import Iterator
 
 from pixstorefs.errors import CorruptImage
-from pixstorefs.store.files import read_ahead
-from pixstorefs.store.objects import ObjectDirectory
-from pixstorefs.store.records import Version
-from pixstorefs.store.sealed_object import SealedObject, offset_of, slot_of
-from pixstorefs.store.sealing import (
+from pixstorefs.format import (
     HEADER_SIZE_BYTES,
     SEALED_SEGMENT_SIZE_BYTES,
     SEGMENT_SIZE_BYTES,
     TAG_SIZE_BYTES,
-    BrokenSeal,
-    Sealer,
-    VersionKey,
-    object_header,
     sealed_size,
 )
+from pixstorefs.store.files import read_ahead
+from pixstorefs.store.objects import ObjectDirectory
+from pixstorefs.store.records import Version
+from pixstorefs.store.sealed_object import SealedObject, offset_of, slot_of
+from pixstorefs.store.sealing import BrokenSeal, Sealer, VersionKey, object_header
 
 _ZEROS = bytes(SEGMENT_SIZE_BYTES)
 

@@ -3,21 +3,17 @@
 import os
 
 from pixstorefs.errors import CorruptImage
-from pixstorefs.store.files import write_fully
-from pixstorefs.store.objects import BATCH_SEGMENTS, ObjectDirectory
-from pixstorefs.store.sealed_object import SealedObject, offset_of, slot_of
-from pixstorefs.store.sealing import (
+from pixstorefs.format import (
     HEADER_SIZE_BYTES,
     SEALED_SEGMENT_SIZE_BYTES,
     SEGMENT_SIZE_BYTES,
     TAG_SIZE_BYTES,
-    BrokenSeal,
-    Buffer,
-    Sealer,
-    VersionKey,
-    object_header,
     padded_size,
 )
+from pixstorefs.store.files import write_fully
+from pixstorefs.store.objects import BATCH_SEGMENTS, ObjectDirectory
+from pixstorefs.store.sealed_object import SealedObject, offset_of, slot_of
+from pixstorefs.store.sealing import BrokenSeal, Buffer, Sealer, VersionKey, object_header
 
 _ZEROS = bytes(SEGMENT_SIZE_BYTES)
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 
+from pixstorefs.format import HEADER_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES
 from pixstorefs.store.files import read_ahead, sync_directory, write_durably
 from pixstorefs.store.hold import unless_held
 from pixstorefs.store.reserve import Reserve
-from pixstorefs.store.sealing import HEADER_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES
 
 OBJECTS_PER_FOLDER = 4096
 # One syncfs cost 4 ms for 100 objects, fdatasync of each 21 ms (measured): beyond a few, sync them all.

@@ -1,23 +1,19 @@
 """Opening a store: header, lock, key slots, index, recovery, in this order."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pixstorefs.errors import InvalidInput, WrongKey
+from pixstorefs.errors import WrongKey
 from pixstorefs.keys import keyring
-from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
+from pixstorefs.keys.secrets import Secret
 from pixstorefs.store.header import (
     INDEX_PURPOSE,
     Header,
-    create_store,
     differing_copies,
-    is_store,
     keys_json,
     put_back,
     read_header,
 )
-from pixstorefs.store.images import ImageStore
 from pixstorefs.store.ownership import own
 from pixstorefs.store.store import Store
 
@@ -78,33 +74,3 @@ def advice_where_copies_differ(path: str) -> Iterator[None]:
             "this is the right secret, it is damaged, or a change of the keys was interrupted. Move it out "
             "of the store, and the copy is used."
         ) from None
-
-
-def open_images(
-    path: str,
-    *,
-    passphrase: str | None,
-    keyfile: str | None,
-    create: bool,
-    read_only: bool,
-    padding: bool,
-) -> ImageStore:
-    """`pixstorefs.open_store`: see there."""
-    if passphrase is not None and keyfile is not None:
-        raise InvalidInput("give a passphrase or a keyfile, not both: each opens the store alone")
-    if passphrase == "":
-        raise InvalidInput("an empty passphrase protects nothing: give one, or leave it out for a keyfile")
-    path = os.path.abspath(path)
-
-    def secret_for(store_id: bytes, *, new: bool) -> Secret:
-        if passphrase is not None:
-            return Secret("passphrase", passphrase.encode())
-        if keyfile is not None:
-            return secret_from_keyfile(keyfile)
-        default = default_keyfile_path(store_id)
-        return create_keyfile(default) if new else secret_from_keyfile(default)
-
-    if create and not read_only and not is_store(path):
-        create_store(path, lambda store_id: secret_for(store_id, new=True), padding=padding)
-    secret = secret_for(read_header(path).store_id, new=False)
-    return ImageStore(open_unlocked(path, secret, read_only=read_only))

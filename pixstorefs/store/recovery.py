@@ -16,6 +16,7 @@ from pixstorefs.errors import NoSpace
 from pixstorefs.store import journal
 from pixstorefs.store.displaced import erase, restore, settle
 from pixstorefs.store.index import Index, State
+from pixstorefs.store.index_paths import path_of
 from pixstorefs.store.object_reader import is_intact
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.records import Inode, Version
@@ -117,17 +118,3 @@ def _fall_back(
     if restored:
         return f"{path}: what replaced it did not reach the disk; the image before it is back"
     return f"{path}: it was new and its content did not reach the disk; it is gone"
-
-
-def path_of(index: Index, ino: int) -> str:
-    """A path of an inode inside the mount, for messages and records; its number where it has no name."""
-    parts: list[str] = []
-    seen = {ino}
-    entries = index.names(ino)
-    while entries:
-        parts.append(entries[0].name.decode("utf-8", "backslashreplace"))
-        parent = entries[0].parent
-        # A damaged index may hold a directory that is inside itself.
-        entries = index.names(parent) if parent not in seen else []
-        seen.add(parent)
-    return "/".join(reversed(parts)) or f"inode {ino}"

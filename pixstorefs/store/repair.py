@@ -20,13 +20,13 @@ from pixstorefs.store.files import sync_directory
 from pixstorefs.store.findings import Finding, Reaction, Violation
 from pixstorefs.store.header import INDEX_FILE, LOST_FOUND, read_header
 from pixstorefs.store.index import ROOT_INO, Index
+from pixstorefs.store.index_paths import path_of
 from pixstorefs.store.lost_and_found import LostAndFound, new_directory
 from pixstorefs.store.object_reader import reader_of
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.ownership import Ownership
 from pixstorefs.store.records import Entry, Version
-from pixstorefs.store.recovery import path_of
 from pixstorefs.store.restore import restore_index
 from pixstorefs.store.store import Store
 

@@ -3,8 +3,9 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from pixstorefs.format import HEADER_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES
 from pixstorefs.store.records import Runs
-from pixstorefs.store.sealing import HEADER_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES, VersionKey
+from pixstorefs.store.sealing import VersionKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,21 +14,12 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from pixstorefs.format import IV_SIZE_BYTES, KEY_SIZE_BYTES, SEGMENT_SIZE_LOG2
+
 MAGIC = b"PXSO"
 FORMAT = 1
 CIPHER_AES_256_GCM = 1
-SEGMENT_SIZE_LOG2 = 17
-SEGMENT_SIZE_BYTES = 1 << SEGMENT_SIZE_LOG2
-TAG_SIZE_BYTES = 16
-SEALED_SEGMENT_SIZE_BYTES = SEGMENT_SIZE_BYTES + TAG_SIZE_BYTES
-KEY_SIZE_BYTES = 32
-IV_SIZE_BYTES = 12
-
-# 2^44 bytes are 2^27 segments, far below GCM's 2^32 invocations a key; it is also ext4's largest file.
-MAX_IMAGE_SIZE_BYTES = 1 << 44
-
 _HEADER = struct.Struct(">4sBBBxQ")
-HEADER_SIZE_BYTES = _HEADER.size
 _PLACE = struct.Struct(">QB")
 
 Buffer = bytes | bytearray | memoryview
@@ -59,29 +50,6 @@ def new_version_key(version_id: int, random: Callable[[int], bytes]) -> VersionK
 def object_header(version_id: int) -> bytes:
     """The 16 bytes in front of every object: magic, format, cipher, log2(segment size), version id."""
     return _HEADER.pack(MAGIC, FORMAT, CIPHER_AES_256_GCM, SEGMENT_SIZE_LOG2, version_id)
-
-
-def padded_size(size_bytes: int) -> int:
-    """`size_bytes` rounded up by Padmé: at most 12 % more, 3.1 % for photos.
-
-    Padmé (Nikitin et al., "Reducing Metadata Leakage from Encrypted Files and Communication with PURBs",
-    PoPETs 2019) keeps only as many leading bits of the length as its exponent has digits, so that
-    O(log log size) bits of a size leak instead of all.
-    """
-    if size_bytes < 2:
-        return size_bytes
-    exponent = size_bytes.bit_length() - 1
-    dropped_bits = exponent - exponent.bit_length()
-    mask = (1 << max(dropped_bits, 0)) - 1
-    return (size_bytes + mask) & ~mask
-
-
-def sealed_size(stored_size_bytes: int) -> int:
-    """Bytes the object of a version occupies, header and tags included; 0 where nothing is stored."""
-    if stored_size_bytes == 0:
-        return 0
-    segments = -(-stored_size_bytes // SEGMENT_SIZE_BYTES)
-    return HEADER_SIZE_BYTES + stored_size_bytes + segments * TAG_SIZE_BYTES
 
 
 class Sealer:

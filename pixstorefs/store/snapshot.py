@@ -15,18 +15,18 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 
 from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput, NoSpace, SnapshotFailed, StoreInUse
+from pixstorefs.format import sealed_size
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store import index_walk
 from pixstorefs.store.check import Check, Progress, is_set_aside
 from pixstorefs.store.findings import Finding, Reaction
 from pixstorefs.store.hold import held
 from pixstorefs.store.index import Index
+from pixstorefs.store.index_paths import path_of
 from pixstorefs.store.index_walk import StoredImage
 from pixstorefs.store.object_reader import is_intact
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.opening import open_unlocked
-from pixstorefs.store.recovery import path_of
-from pixstorefs.store.sealing import sealed_size
 from pixstorefs.store.snapshot_target import Target
 from pixstorefs.store.transfer import Transfer
 from pixstorefs.store.view import StoreView

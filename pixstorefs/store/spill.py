@@ -10,17 +10,9 @@ import secrets
 from collections.abc import Callable
 
 from pixstorefs.errors import CorruptImage
+from pixstorefs.format import IV_SIZE_BYTES, KEY_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES, SEGMENT_SIZE_BYTES
 from pixstorefs.store.files import write_fully
-from pixstorefs.store.sealing import (
-    IV_SIZE_BYTES,
-    KEY_SIZE_BYTES,
-    SEALED_SEGMENT_SIZE_BYTES,
-    SEGMENT_SIZE_BYTES,
-    BrokenSeal,
-    Buffer,
-    Sealer,
-    VersionKey,
-)
+from pixstorefs.store.sealing import BrokenSeal, Buffer, Sealer, VersionKey
 
 _NO_VERSION = 0
 

@@ -8,10 +8,10 @@ from types import MappingProxyType
 
 from pixstorefs.store.displaced import erase
 from pixstorefs.store.index import Index
+from pixstorefs.store.index_paths import path_of
 from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.records import Entry, Inode
-from pixstorefs.store.recovery import path_of
 from pixstorefs.store.transactions import Transactions
 
 _NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pixstorefs
+from pixstorefs.format import SEGMENT_SIZE_BYTES
 from pixstorefs.keys.secrets import create_keyfile, secret_from_keyfile
 from pixstorefs.store.check import Check, Progress
 from pixstorefs.store.draft import Draft
@@ -15,7 +16,6 @@ from pixstorefs.store.images import ImageStore
 from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.records import Entry, Inode
-from pixstorefs.store.sealing import SEGMENT_SIZE_BYTES
 from pixstorefs.store.snapshot import Outcome, Snapshot
 from pixstorefs.store.store import Store
 from pixstorefs.store.tree import NewName

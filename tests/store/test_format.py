@@ -13,6 +13,7 @@ from stores import HEADER, SEALED, SEGMENT, Place, image, save_file
 
 import pixstorefs
 from pixstorefs.errors import CorruptImage
+from pixstorefs.format import padded_size
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store.draft import Draft
@@ -22,7 +23,7 @@ from pixstorefs.store.object_writer import ObjectWriter
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.records import ImageRecord, Inode
 from pixstorefs.store.sealed_object import slot_of
-from pixstorefs.store.sealing import VersionKey, padded_size
+from pixstorefs.store.sealing import VersionKey
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 VECTORS = json.loads(re.findall(r"```json\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[-1])

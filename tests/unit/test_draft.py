@@ -14,6 +14,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pixstorefs.format import (
+    HEADER_SIZE_BYTES,
+    MAX_IMAGE_SIZE_BYTES,
+    SEALED_SEGMENT_SIZE_BYTES,
+    SEGMENT_SIZE_BYTES,
+)
 from pixstorefs.store import draft as draft_module
 from pixstorefs.store import sealing
 from pixstorefs.store.allocation import Allocator
@@ -23,9 +29,8 @@ from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.object_reader import ObjectReader
 from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.sealed_object import Content
-from pixstorefs.store.sealing import MAX_IMAGE_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES
 
-SEGMENT = sealing.SEGMENT_SIZE_BYTES
+SEGMENT = SEGMENT_SIZE_BYTES
 IMAGE_ID = b"an image's id 16"
 # One source for all examples, so that keys only repeat where pixstorefs repeats them.
 KEYS = random.Random(1)
@@ -95,7 +100,7 @@ class Image:
         """A write while files cannot grow beyond some segments; what fails is repeated with room."""
         before = bytes(self.model)
         try:
-            with largest_file(sealing.HEADER_SIZE_BYTES + room_segments * SEALED_SEGMENT_SIZE_BYTES + 7):
+            with largest_file(HEADER_SIZE_BYTES + room_segments * SEALED_SEGMENT_SIZE_BYTES + 7):
                 self.draft.write(offset, data)
         except OSError:
             held = self.read(0, self.draft.size_bytes)
