@@ -25,7 +25,7 @@ from pixstorefs.errors import (
 )
 
 if TYPE_CHECKING:
-    from pixstorefs.store.images import ImageStore
+    from pixstorefs.api import ImageStore
 
 
 def open_store(
@@ -45,7 +45,7 @@ def open_store(
     Raises NotAStore, WrongKey, StoreInUse, NewerFormat, CorruptStore, InvalidInput, OSError.
     """
     # Imported here so that `import pixstorefs` and the command line's help stay fast.
-    from pixstorefs.store import images
+    from pixstorefs import api as images
 
     return images.open_images(
         path, passphrase=passphrase, keyfile=keyfile, create=create, read_only=read_only, padding=padding

@@ -4,9 +4,9 @@ import os
 
 import apsw
 
+from pixstorefs.index import database as index_database
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
-from pixstorefs.store import index_database
 from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
 
 

@@ -14,11 +14,11 @@ from pixstorefs.cli.secrets_options import SecretChoice, secret_for_store, secre
 from pixstorefs.errors import CorruptStore, ImageNotFound
 
 if TYPE_CHECKING:
+    from pixstorefs.check.check import Check, Progress
     from pixstorefs.cli.check_progress import Bookmark
     from pixstorefs.cli.check_report import CheckReport
+    from pixstorefs.index.findings import Finding
     from pixstorefs.keys.secrets import Secret
-    from pixstorefs.store.check import Check, Progress
-    from pixstorefs.store.findings import Finding
 
 
 @click.command("check", short_help="Verify every image and the index; repair.")
@@ -58,7 +58,7 @@ def check_command(
     """
     from pixstorefs.cli.check_report import CheckReport
     from pixstorefs.daemon.linux import protect_memory
-    from pixstorefs.store.findings import Finding, Reaction
+    from pixstorefs.index.findings import Finding, Reaction
 
     if path is not None and (repair or resume):
         raise click.UsageError("--repair and --resume are for whole stores: leave PATH out")
@@ -90,9 +90,9 @@ def check_command(
 
 
 def _check(place: str, secret: "Secret", path: str | None, report: "CheckReport", *, resume: bool) -> None:
+    from pixstorefs.check.check import Check, Progress
+    from pixstorefs.check.view import StoreView
     from pixstorefs.cli.check_progress import Bookmark
-    from pixstorefs.store.check import Check, Progress
-    from pixstorefs.store.view import StoreView
 
     progress = Progress()
     with StoreView(place, secret) as view:
@@ -114,10 +114,10 @@ def _check(place: str, secret: "Secret", path: str | None, report: "CheckReport"
 
 def _repair(place: str, secret: "Secret", report: "CheckReport") -> None:
     """Check and repair. Raises CorruptStore where the index cannot even be restored, StoreInUse."""
-    from pixstorefs.store.check import Check, Progress
+    from pixstorefs.check.check import Check, Progress
+    from pixstorefs.check.repair import Repair, prepare
+    from pixstorefs.check.view import StoreView
     from pixstorefs.store.opening import open_unlocked
-    from pixstorefs.store.repair import Repair, prepare
-    from pixstorefs.store.view import StoreView
 
     done = prepare(place, secret)
     progress = Progress()

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import platformdirs
 
-from pixstorefs.store.check import Progress
-from pixstorefs.store.files import write_durably
+from pixstorefs.check.check import Progress
+from pixstorefs.disk.files import write_durably
 
 SAVE_INTERVAL_S = 30.0
 _BAR_INTERVAL_S = 0.1

@@ -7,7 +7,7 @@ from typing import Any
 
 from pixstorefs.cli import console
 from pixstorefs.errors import CorruptImage, CorruptStore
-from pixstorefs.store.findings import Finding, Reaction
+from pixstorefs.index.findings import Finding, Reaction
 
 _EXIT_TIDY = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count

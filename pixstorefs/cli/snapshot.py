@@ -16,8 +16,8 @@ from pixstorefs.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pixstorefs.store.check import Progress
-    from pixstorefs.store.snapshot import Outcome
+    from pixstorefs.check.check import Progress
+    from pixstorefs.snapshot.snapshot import Outcome
 
 
 @click.command("snapshot", short_help="Make or renew a complete copy of a store, also while it is mounted.")
@@ -54,7 +54,7 @@ def snapshot_command(
     and 2 (DEST cannot be used), 3 (DEST in use), 4 (wrong key), 5 (no store) as everywhere.
     """
     from pixstorefs.daemon.linux import protect_memory
-    from pixstorefs.store.snapshot import Snapshot, refuse_overlap
+    from pixstorefs.snapshot.snapshot import Snapshot, refuse_overlap
 
     choice = SecretChoice(passphrase_file, passphrase_command, keyfile)
     protect_memory()
@@ -78,8 +78,8 @@ def snapshot_command(
 
 @contextmanager
 def _shown(label: str) -> "Iterator[Progress]":
+    from pixstorefs.check.check import Progress
     from pixstorefs.cli.check_progress import bar
-    from pixstorefs.store.check import Progress
 
     progress = Progress()
     with bar(progress, shown=sys.stderr.isatty(), label=label) as progress.moved:

@@ -19,8 +19,8 @@ from pixstorefs.daemon.plan import MountPlan
 from pixstorefs.daemon.process import EXIT_UNEXPECTED, Starter
 from pixstorefs.daemon.signals import StopRequest
 from pixstorefs.errors import PixstoreError, StoreInUse
-from pixstorefs.fs.operations import Operations
-from pixstorefs.fs.operations_polling import Turns, poll_for_requests
+from pixstorefs.fuse.event_loop import Turns, poll_for_requests
+from pixstorefs.fuse.operations import Operations
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store import Store, open_unlocked
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pyfuse3
 
 from pixstorefs.daemon import linux, mounts
-from pixstorefs.daemon.handshake import Handshake, fuse_descriptors
 from pixstorefs.daemon.plan import MountPlan
 from pixstorefs.errors import FuseUnavailable
+from pixstorefs.fuse.handshake import Handshake, fuse_descriptors
 
 _READ_AHEAD_KIB = 1024
 # How long the kernel may take to hand over pages it has begun to write back.

@@ -3,7 +3,7 @@
 import stat
 from dataclasses import dataclass
 
-from pixstorefs.store.records import Inode
+from pixstorefs.records import Inode
 
 _BLOCK_SIZE_BYTES = 512
 _LATEST_NS = (1 << 63) - 1

@@ -12,10 +12,10 @@ from pixstorefs.errors import CorruptImage
 from pixstorefs.fs.attributes import clear_set_id
 from pixstorefs.fs.open_image import OpenImage, PendingName, ReadBuffer
 from pixstorefs.fs.pending import PendingNames
+from pixstorefs.objects.layout import Content
+from pixstorefs.objects.reader import ObjectReader
+from pixstorefs.records import Inode
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.object_reader import ObjectReader
-from pixstorefs.store.records import Inode
-from pixstorefs.store.sealed_object import Content
 from pixstorefs.store.store import Store
 from pixstorefs.store.tree import NewName
 

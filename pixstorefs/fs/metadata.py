@@ -10,7 +10,7 @@ from pixstorefs.fs.acl import ACCESS, Acl
 from pixstorefs.fs.attributes import Changes, apply
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.pending import PendingNames
-from pixstorefs.store.records import Inode
+from pixstorefs.records import Inode
 from pixstorefs.store.store import Store
 
 

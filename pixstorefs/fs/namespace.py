@@ -10,7 +10,7 @@ from pixstorefs.fs.attributes import new_inode
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.open_image import OpenImage, PendingName
 from pixstorefs.fs.pending import PendingNames
-from pixstorefs.store.records import Entry, Inode
+from pixstorefs.records import Entry, Inode
 from pixstorefs.store.store import Store
 
 NAME_LIMIT_BYTES = 255

@@ -16,9 +16,9 @@
 from dataclasses import dataclass, field
 
 from pixstorefs.format import SEGMENT_SIZE_BYTES
+from pixstorefs.objects.reader import ObjectReader
+from pixstorefs.records import Entry, Inode
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.object_reader import ObjectReader
-from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.store import Store
 
 _AHEAD_SIZE_BYTES = 8 << 20

@@ -8,7 +8,7 @@ a pending name changed them; the next save or change in them writes it down.
 from collections import Counter
 
 from pixstorefs.fs.open_image import OpenImage
-from pixstorefs.store.records import Entry
+from pixstorefs.records import Entry
 
 
 class PendingNames:

@@ -14,8 +14,8 @@ from pixstorefs.errors import CorruptImage
 from pixstorefs.fs.acl import ACCESS, DEFAULT
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.metadata import Metadata
+from pixstorefs.records import Inode
 from pixstorefs.store.measure import measure_object
-from pixstorefs.store.records import Inode
 from pixstorefs.store.store import Store
 
 OWN_PREFIX = b"user.pixstore."

@@ -4,13 +4,13 @@ import logging
 import os
 from collections.abc import Callable
 
+from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.layout import SealedObject
+from pixstorefs.objects.reader import ObjectReader
+from pixstorefs.objects.sealing import new_version_key
+from pixstorefs.objects.spill import Spill
+from pixstorefs.objects.writer import ObjectWriter
 from pixstorefs.store.numbers import Numbers
-from pixstorefs.store.object_reader import ObjectReader
-from pixstorefs.store.object_writer import ObjectWriter
-from pixstorefs.store.objects import ObjectDirectory
-from pixstorefs.store.sealed_object import SealedObject
-from pixstorefs.store.sealing import new_version_key
-from pixstorefs.store.spill import Spill
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ is not unlinked but stays for a later barrier.
 import logging
 import threading
 
+from pixstorefs.disk.sync_threads import SyncThreads
 from pixstorefs.errors import NoSpace, PixstoreError
-from pixstorefs.store.index import Index
-from pixstorefs.store.journal import Journal
+from pixstorefs.index.rows import Index
+from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.journal import Journal
 from pixstorefs.store.ledger import Ledger
-from pixstorefs.store.objects import ObjectDirectory
-from pixstorefs.store.sync_threads import SyncThreads
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import threading
 import time
 from dataclasses import dataclass
 
+from pixstorefs.disk.files import removed_on_error, sync_directory
 from pixstorefs.errors import NoSpace, PixstoreError
-from pixstorefs.store import index_copy
-from pixstorefs.store.files import removed_on_error, sync_directory
+from pixstorefs.index import copy as index_copy
+from pixstorefs.index.database import LOG_LIMIT_BYTES, log_size_bytes
+from pixstorefs.index.rows import Index, State
 from pixstorefs.store.header import COPIES_FOLDER
-from pixstorefs.store.index import Index, State
-from pixstorefs.store.index_database import LOG_LIMIT_BYTES, log_size_bytes
 
 log = logging.getLogger(__name__)
 

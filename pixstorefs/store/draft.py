@@ -20,12 +20,12 @@ from collections.abc import Generator
 
 from pixstorefs.format import MAX_IMAGE_SIZE_BYTES, SEGMENT_SIZE_BYTES
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, sniff
+from pixstorefs.objects.layout import Content
+from pixstorefs.objects.reader import ObjectReader
+from pixstorefs.objects.sealing import Buffer
+from pixstorefs.objects.spill import Spill
+from pixstorefs.objects.writer import ObjectWriter
 from pixstorefs.store.allocation import Allocator
-from pixstorefs.store.object_reader import ObjectReader
-from pixstorefs.store.object_writer import ObjectWriter
-from pixstorefs.store.sealed_object import Content
-from pixstorefs.store.sealing import Buffer
-from pixstorefs.store.spill import Spill
 
 SEGMENTS_PER_DRAFT = 256
 SEGMENTS_OF_ALL_DRAFTS = 512

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pixstorefs.disk.files import sync_directory, write_durably
 from pixstorefs.errors import CorruptStore, NewerFormat, NotAStore
+from pixstorefs.index.rows import ROOT_INO, Index
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
-from pixstorefs.store.files import sync_directory, write_durably
-from pixstorefs.store.index import ROOT_INO, Index
-from pixstorefs.store.records import Inode
+from pixstorefs.records import Inode
 
 FORMAT = 1
 HEADER_FILE = "store.json"

@@ -8,13 +8,13 @@ or whose index is damaged, can still be given other keys.
 
 from collections.abc import Callable
 
+from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.errors import KeysNotWritten, PixstoreError
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.keys.slots import without
 from pixstorefs.store.header import keys_json, read_header, replace_keys
 from pixstorefs.store.opening import advice_where_copies_differ
-from pixstorefs.store.ownership import Ownership
 
 
 class KeySlots:

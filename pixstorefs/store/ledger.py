@@ -6,11 +6,11 @@ Called with the store's lock held.
 from collections.abc import Callable
 from dataclasses import replace
 
+from pixstorefs.index.displaced import settle
+from pixstorefs.index.rows import Index, State
+from pixstorefs.records import Inode
 from pixstorefs.store.allocation import Allocator
-from pixstorefs.store.displaced import settle
-from pixstorefs.store.index import Index, State
 from pixstorefs.store.numbers import Numbers
-from pixstorefs.store.records import Inode
 from pixstorefs.store.transactions import Transactions
 
 

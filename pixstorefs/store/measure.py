@@ -2,7 +2,7 @@
 
 from pixstorefs.format import SEGMENT_SIZE_BYTES
 from pixstorefs.imaging.dimensions import measure
-from pixstorefs.store.records import Inode
+from pixstorefs.records import Inode
 from pixstorefs.store.store import Store
 
 

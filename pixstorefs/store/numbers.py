@@ -7,7 +7,7 @@ numbers above the old one are used.
 
 from dataclasses import replace
 
-from pixstorefs.store.index import State
+from pixstorefs.index.rows import State
 
 BLOCK = 1 << 20
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pixstorefs.disk.lock_file import own
 from pixstorefs.errors import WrongKey
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
@@ -14,7 +15,6 @@ from pixstorefs.store.header import (
     put_back,
     read_header,
 )
-from pixstorefs.store.ownership import own
 from pixstorefs.store.store import Store
 
 

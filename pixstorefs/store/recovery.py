@@ -13,13 +13,13 @@ import errno
 from collections.abc import Callable
 
 from pixstorefs.errors import NoSpace
-from pixstorefs.store import journal
-from pixstorefs.store.displaced import erase, restore, settle
-from pixstorefs.store.index import Index, State
-from pixstorefs.store.index_paths import path_of
-from pixstorefs.store.object_reader import is_intact
-from pixstorefs.store.objects import ObjectDirectory
-from pixstorefs.store.records import Inode, Version
+from pixstorefs.index.displaced import erase, restore, settle
+from pixstorefs.index.paths import path_of
+from pixstorefs.index.rows import Index, State
+from pixstorefs.objects import journal
+from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.reader import is_intact
+from pixstorefs.records import Inode, Version
 
 
 def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:

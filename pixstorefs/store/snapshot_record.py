@@ -1,15 +1,15 @@
 """`snapshot.json`: what makes a directory a snapshot, of which store, and how far the last run got.
 
 It is the first file of a new snapshot and the last one that a run writes, so an interrupted run is told from
-a finished one. It also tells whether who mounted the snapshot changed it since: see `index_digest`.
+a finished one. It also tells whether who mounted the snapshot changed it since: see `index.digest`.
 """
 
 import json
 import os
 from dataclasses import dataclass
 
+from pixstorefs.disk.files import write_durably
 from pixstorefs.errors import CorruptStore
-from pixstorefs.store.files import write_durably
 
 RECORD_FILE = "snapshot.json"
 _LIMIT_BYTES = 1 << 16

@@ -9,23 +9,23 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from pixstorefs.disk.lock_file import Ownership
+from pixstorefs.disk.reserve import Reserve
 from pixstorefs.errors import CorruptImage, CorruptStore
+from pixstorefs.index.database import log_size_bytes
+from pixstorefs.index.rows import Index, State
+from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.journal import Journal
+from pixstorefs.objects.layout import Content
+from pixstorefs.objects.reader import ObjectReader, reader_of
+from pixstorefs.records import Inode, Version
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.barrier import Barrier
 from pixstorefs.store.copies import Copies, Schedule
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.index import Index, State
-from pixstorefs.store.index_database import log_size_bytes
-from pixstorefs.store.journal import Journal
 from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.numbers import Numbers
-from pixstorefs.store.object_reader import ObjectReader, reader_of
-from pixstorefs.store.objects import ObjectDirectory
-from pixstorefs.store.ownership import Ownership
-from pixstorefs.store.records import Inode, Version
 from pixstorefs.store.recovery import put_back_journaled, recover
-from pixstorefs.store.reserve import Reserve
-from pixstorefs.store.sealed_object import Content
 from pixstorefs.store.transactions import Transactions
 from pixstorefs.store.tree import NewName, Tree
 

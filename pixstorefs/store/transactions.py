@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from pixstorefs.disk.reserve import Reserve
 from pixstorefs.errors import CorruptStore, NoSpace, ReadOnlyStore
-from pixstorefs.store.index import Index
-from pixstorefs.store.reserve import Reserve
+from pixstorefs.index.rows import Index
 
 log = logging.getLogger(__name__)
 

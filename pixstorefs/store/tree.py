@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from pixstorefs.store.displaced import erase
-from pixstorefs.store.index import Index
-from pixstorefs.store.index_paths import path_of
+from pixstorefs.index.displaced import erase
+from pixstorefs.index.paths import path_of
+from pixstorefs.index.rows import Index
+from pixstorefs.records import Entry, Inode
 from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.numbers import Numbers
-from pixstorefs.store.records import Entry, Inode
 from pixstorefs.store.transactions import Transactions
 
 _NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})

@@ -8,8 +8,8 @@ import sys
 import time
 
 from pixstorefs import open_store
+from pixstorefs.api import ImageStore
 from pixstorefs.keys.secrets import create_keyfile
-from pixstorefs.store.images import ImageStore
 
 
 class Phases:

@@ -20,9 +20,9 @@ import click
 from rich.console import Console
 
 import pixstorefs
+from pixstorefs.api import ImageStore
 from pixstorefs.errors import PixstoreError
 from pixstorefs.keys.secrets import create_keyfile
-from pixstorefs.store.images import ImageStore
 
 from . import process
 from .runner import can_drop_caches

@@ -27,15 +27,15 @@ from scenarios import KEYS, SCENARIOS, KeyStep, Scenario, Step, Tree, describe, 
 from snapshot_case import SnapshotCase
 from stores import Place, image, objects_of
 
+from pixstorefs.check.check import Check, Progress
+from pixstorefs.check.view import StoreView
 from pixstorefs.errors import PixstoreError, WrongKey
+from pixstorefs.index.findings import Reaction
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store.check import Check, Progress
-from pixstorefs.store.findings import Reaction
 from pixstorefs.store.header import create_store, differing_copies, is_store, keys_json, read_header
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.store import Store
-from pixstorefs.store.view import StoreView
 
 _SHIM = "PIXSTOREFS_FAULTS"
 _COUNT, _DIE_BEFORE, _DIE_AFTER, _FAIL, _FAIL_ON, _SHORTEN, _CUT_POWER = range(7)

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import pytest
 from stores import SEGMENT, Place, content_of, image, replace_file, save_file
 
+from pixstorefs.api import ImageStore
+from pixstorefs.disk.sync_threads import Sync, SyncThreads
+from pixstorefs.index import database as index_database
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import Secret, secret_from_keyfile
-from pixstorefs.store import index_database
+from pixstorefs.records import Inode
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.images import ImageStore
-from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.key_slots import KeySlots
 from pixstorefs.store.opening import open_unlocked
-from pixstorefs.store.records import Inode
 from pixstorefs.store.store import Store
-from pixstorefs.store.sync_threads import Sync, SyncThreads
 
 Step = Callable[[Store], object]
 KeyStep = Callable[[str], object]

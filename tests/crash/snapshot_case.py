@@ -8,14 +8,14 @@ from pathlib import Path
 from scenarios import Scenario, Tree, describe, prepare
 from stores import Place, check_store, image, objects_of, replace_file, save_file, take_snapshot
 
+from pixstorefs.check.view import StoreView
 from pixstorefs.errors import PixstoreError
+from pixstorefs.index.findings import Reaction
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store.findings import Reaction
 from pixstorefs.store.header import is_store
-from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.snapshot_record import is_unfinished
 from pixstorefs.store.store import Store
-from pixstorefs.store.view import StoreView
 
 DONE = "done 0"
 

@@ -7,7 +7,7 @@ import pytest
 from stores import Place, image
 from test_faults import run
 
-from pixstorefs.store.images import ImageStore
+from pixstorefs.api import ImageStore
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pictures
 import pytest
 from support import Mount
 
-from pixstorefs.store.files import read_ahead
+from pixstorefs.disk.files import read_ahead
 
 _PATIENCE_S = 20.0
 

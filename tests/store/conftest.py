@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from stores import Place
 
-from pixstorefs.store.images import ImageStore
+from pixstorefs.api import ImageStore
 
 
 @pytest.fixture

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pixstorefs
+from pixstorefs.api import ImageStore
+from pixstorefs.check.check import Check, Progress
+from pixstorefs.check.view import StoreView
 from pixstorefs.format import SEGMENT_SIZE_BYTES
+from pixstorefs.index.findings import Finding
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import create_keyfile, secret_from_keyfile
-from pixstorefs.store.check import Check, Progress
+from pixstorefs.records import Entry, Inode
+from pixstorefs.snapshot.snapshot import Outcome, Snapshot
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.findings import Finding
-from pixstorefs.store.images import ImageStore
-from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.opening import open_unlocked
-from pixstorefs.store.records import Entry, Inode
-from pixstorefs.store.snapshot import Outcome, Snapshot
 from pixstorefs.store.store import Store
 from pixstorefs.store.tree import NewName
-from pixstorefs.store.view import StoreView
 
 SEGMENT = SEGMENT_SIZE_BYTES
 SEALED = SEGMENT + 16

@@ -12,10 +12,10 @@ from functools import partial
 import pytest
 from stores import Place, image, objects_of, replace_file, save_file, tree
 
+from pixstorefs.disk.sync_threads import SyncThreads
+from pixstorefs.disk.unlink_guard import held, unless_held
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.store import barrier
-from pixstorefs.store.hold import held, unless_held
-from pixstorefs.store.index import ROOT_INO
-from pixstorefs.store.sync_threads import SyncThreads
 
 
 def test_barrier_comes_by_itself(place: Place) -> None:

@@ -15,17 +15,18 @@ import pytest
 from rows import change_rows
 from stores import SEGMENT, Place, content_of, digests, image, objects_of, replace_file, save_file, tree
 
+from pixstorefs.check.check import Check, Progress
+from pixstorefs.check.repair import Repair, prepare
+from pixstorefs.check.view import StoreView
 from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput, PixstoreError
+from pixstorefs.index import database as index_database
+from pixstorefs.index import invariants as index_invariants
+from pixstorefs.index.findings import Finding, Reaction
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store import index_database, index_invariants
-from pixstorefs.store.check import Check, Progress
+from pixstorefs.records import Entry, Inode
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.findings import Finding, Reaction
-from pixstorefs.store.index import ROOT_INO
-from pixstorefs.store.records import Entry, Inode
-from pixstorefs.store.repair import Repair, prepare
 from pixstorefs.store.store import Store
-from pixstorefs.store.view import StoreView
 
 IMAGES = {
     f"photo-{number}": image(size, number) for number, size in enumerate((10, SEGMENT + 1, 3 * SEGMENT))

@@ -18,15 +18,16 @@ import pytest
 from stores import Place, image, replace_file, save_file, tree
 from support import Mount, cannot_run
 
+from pixstorefs.disk.lock_file import Ownership
+from pixstorefs.disk.page_lock import PageLock
 from pixstorefs.errors import CorruptStore, NewerFormat, NoSpace, WrongKey
+from pixstorefs.index import copy as index_copy
+from pixstorefs.index import database as index_database
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store import index_copy, index_database
 from pixstorefs.store.copies import Schedule, good_copies
 from pixstorefs.store.header import INDEX_PURPOSE, is_store, keys_json, read_header
-from pixstorefs.store.index import ROOT_INO
-from pixstorefs.store.ownership import Ownership
-from pixstorefs.store.page_lock import PageLock
 from pixstorefs.store.store import Store
 
 NEVER_S = 1e6

@@ -12,18 +12,18 @@ from independent_reader import Refused, StoredVersion
 from stores import HEADER, SEALED, SEGMENT, Place, image, save_file
 
 import pixstorefs
+from pixstorefs.api import ImageStore
 from pixstorefs.errors import CorruptImage
 from pixstorefs.format import padded_size
+from pixstorefs.index.schema import APPLICATION_ID, FORMAT, SCHEMA
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
+from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.layout import slot_of
+from pixstorefs.objects.sealing import VersionKey
+from pixstorefs.objects.writer import ObjectWriter
+from pixstorefs.records import ImageRecord, Inode
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.images import ImageStore
-from pixstorefs.store.index_schema import APPLICATION_ID, FORMAT, SCHEMA
-from pixstorefs.store.object_writer import ObjectWriter
-from pixstorefs.store.objects import ObjectDirectory
-from pixstorefs.store.records import ImageRecord, Inode
-from pixstorefs.store.sealed_object import slot_of
-from pixstorefs.store.sealing import VersionKey
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 VECTORS = json.loads(re.findall(r"```json\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[-1])

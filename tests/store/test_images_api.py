@@ -18,6 +18,7 @@ import pytest
 from stores import SEGMENT, Place, digests, image, save_file
 
 import pixstorefs
+from pixstorefs.api import ImageStore
 from pixstorefs.errors import (
     CorruptImage,
     CorruptStore,
@@ -30,7 +31,6 @@ from pixstorefs.errors import (
     StoreInUse,
     WrongKey,
 )
-from pixstorefs.store.images import ImageStore
 
 # A real PNG of 3 by 2 pixels.
 PNG = bytes.fromhex(

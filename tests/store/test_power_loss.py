@@ -17,14 +17,15 @@ from pathlib import Path
 import pytest
 from stores import SEGMENT, Place, image, objects_of, replace_file, save_file, tree
 
+from pixstorefs.api import ImageStore
 from pixstorefs.errors import PixstoreError
+from pixstorefs.index import database as index_database
+from pixstorefs.index.rows import ROOT_INO, Index
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store import barrier, index_database
+from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.store import barrier
 from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
-from pixstorefs.store.images import ImageStore
-from pixstorefs.store.index import ROOT_INO, Index
-from pixstorefs.store.objects import ObjectDirectory
 from pixstorefs.store.recovery import put_back_journaled, recover
 from pixstorefs.store.store import Store
 

@@ -14,8 +14,8 @@ import pytest
 from stores import SEGMENT, Place, content_of, image, objects_of, replace_file, save_file, tree
 
 from pixstorefs.errors import CorruptImage
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.store import Store
 
 OLD = {

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from stores import SEGMENT, Place, content_of, image, objects_of, replace_file, save_file
 
+from pixstorefs.check.restore import Restored, restore_index
+from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.errors import CorruptStore
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
+from pixstorefs.records import Inode
 from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
-from pixstorefs.store.index import ROOT_INO
-from pixstorefs.store.ownership import Ownership
-from pixstorefs.store.records import Inode
-from pixstorefs.store.restore import Restored, restore_index
 from pixstorefs.store.store import Store
 
 PAGE = 4096

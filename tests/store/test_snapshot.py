@@ -27,6 +27,8 @@ from stores import (
 )
 from support import cannot_run
 
+from pixstorefs.check.check import Progress
+from pixstorefs.check.view import StoreView
 from pixstorefs.errors import (
     CorruptImage,
     CorruptStore,
@@ -36,13 +38,11 @@ from pixstorefs.errors import (
     SnapshotFailed,
     StoreInUse,
 )
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store.check import Progress
-from pixstorefs.store.index import ROOT_INO
-from pixstorefs.store.snapshot import Snapshot
+from pixstorefs.snapshot.snapshot import Snapshot
 from pixstorefs.store.snapshot_record import is_unfinished
 from pixstorefs.store.store import Store
-from pixstorefs.store.view import StoreView
 
 
 @pytest.fixture

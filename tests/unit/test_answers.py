@@ -9,12 +9,12 @@ import pytest
 from pyfuse3 import EntryAttributes
 from stores import Place, image, save_file
 
-from pixstorefs.fs import operations_answers
 from pixstorefs.fs.files import Files
-from pixstorefs.fs.operations_answers import Answers
 from pixstorefs.fs.pending import PendingNames
+from pixstorefs.fuse import replies
+from pixstorefs.fuse.replies import Answers
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.store import tree
-from pixstorefs.store.index import ROOT_INO
 from pixstorefs.store.store import Store
 
 
@@ -68,7 +68,7 @@ def test_what_is_open_is_listed_as_it_is(store: Store) -> None:
 
 
 def test_no_more_is_kept_than_the_store_keeps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (operations_answers, tree):
+    for module in (replies, tree):
         monkeypatch.setattr(module, "LISTED_ENTRIES", 3)
     answers = Answers(Files(store, PendingNames()))
     first = _listed(store, answers)

@@ -20,15 +20,15 @@ from pixstorefs.format import (
     SEALED_SEGMENT_SIZE_BYTES,
     SEGMENT_SIZE_BYTES,
 )
+from pixstorefs.index.rows import State
+from pixstorefs.objects import sealing
+from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.layout import Content
+from pixstorefs.objects.reader import ObjectReader
 from pixstorefs.store import draft as draft_module
-from pixstorefs.store import sealing
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.index import State
 from pixstorefs.store.numbers import Numbers
-from pixstorefs.store.object_reader import ObjectReader
-from pixstorefs.store.objects import ObjectDirectory
-from pixstorefs.store.sealed_object import Content
 
 SEGMENT = SEGMENT_SIZE_BYTES
 IMAGE_ID = b"an image's id 16"

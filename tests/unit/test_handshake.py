@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pixstorefs.daemon.handshake import Handshake
+from pixstorefs.fuse.handshake import Handshake
 
 _DONT_MASK = 1 << 6
 _KILLPRIV_V2 = 1 << 28

@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from pixstorefs.fs.attributes import Changes, apply, clear_set_id, new_inode
-from pixstorefs.store.records import Inode
+from pixstorefs.records import Inode
 
 
 def _inode(mode: int) -> Inode:

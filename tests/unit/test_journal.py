@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from pixstorefs.store import journal
-from pixstorefs.store.journal import Journal
+from pixstorefs.objects import journal
+from pixstorefs.objects.journal import Journal
 
 
 def _object(folder: Path, number: int, size_bytes: int) -> tuple[int, str, bytes]:

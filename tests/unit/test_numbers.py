@@ -4,7 +4,7 @@ from dataclasses import astuple
 
 import pytest
 
-from pixstorefs.store.index import State
+from pixstorefs.index.rows import State
 from pixstorefs.store.numbers import BLOCK, Numbers
 
 KINDS = ["ino", "cookie", "version_id", "token"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from support import cannot_run
 
-from pixstorefs.store.page_lock import PageLock
+from pixstorefs.disk.page_lock import PageLock
 
 
 def test_lock_that_is_not_allowed(tmp_path: Path) -> None:

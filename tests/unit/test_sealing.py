@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixstorefs.format import HEADER_SIZE_BYTES, SEGMENT_SIZE_BYTES, TAG_SIZE_BYTES, sealed_size
-from pixstorefs.store.sealing import BrokenSeal, Sealer, VersionKey, new_version_key, object_header
+from pixstorefs.objects.sealing import BrokenSeal, Sealer, VersionKey, new_version_key, object_header
 
 DETERMINISTIC = settings(derandomize=True, database=None, deadline=None)
 KEY = VersionKey(7, bytes(range(32)), bytes(range(12)))

@@ -1,6 +1,6 @@
 """Who has the event loop, and when."""
 
-from pixstorefs.fs.operations_polling import Turns
+from pixstorefs.fuse.event_loop import Turns
 
 
 def test_work_for_idle_moments() -> None:

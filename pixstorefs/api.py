@@ -1,0 +1,307 @@
+"""The Python API: Pixstore's operations on images, atomic, by id."""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from pixstorefs.errors import ImageNotFound, InvalidInput, NoSpace
+from pixstorefs.format import SEGMENT_SIZE_BYTES
+from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, extension, sniff
+from pixstorefs.index.rows import ROOT_INO
+from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
+from pixstorefs.objects.sealing import Buffer
+from pixstorefs.records import Entry, ImageRecord, Inode
+from pixstorefs.store.draft import Draft
+from pixstorefs.store.header import create_store, is_store, read_header
+from pixstorefs.store.measure import measure_object
+from pixstorefs.store.opening import open_unlocked
+from pixstorefs.store.store import Store
+from pixstorefs.store.tree import NewName
+
+_CHUNK_SIZE_BYTES = 1 << 20
+_PAGE_ENTRIES = 512
+_NAME_LIMIT_BYTES = 255
+
+
+class ImageStore:
+    """A store as a collection of images with ids. Use it as a context manager, or call `close`.
+
+    Thread-safe. After a call returned, what it saved survives the end of the process; `sync` and `close`
+    make it survive power loss.
+    """
+
+    def __init__(self, store: Store, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._store = store
+        self._now_ns = now_ns
+
+    def __enter__(self) -> "ImageStore":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Make everything durable and give the store free."""
+        self._store.close()
+
+    def sync(self) -> None:
+        """Return when everything done so far survives power loss. Raises OSError, PixstoreError.
+
+        What was replaced or deleted leaves the disk a second later; keys of what was deleted go at once.
+        """
+        self._store.make_durable()
+
+    def save_image(self, data: Buffer, directory: str | None = None) -> ImageRecord:
+        """Save a new image as `<directory>/<id>.<ext>`, making directories that are missing.
+
+        Raises InvalidInput (no image, a bad directory name), NoSpace, OSError.
+        """
+        return self._save_new(iter([data]), directory)
+
+    def save_image_from_file(self, path: str, directory: str | None = None) -> ImageRecord:
+        """Like `save_image`, streaming the content of a file of any size."""
+        with open(path, "rb") as file:
+            return self._save_new(iter(lambda: file.read(_CHUNK_SIZE_BYTES), b""), directory)
+
+    def update_image(self, image_id: str, data: Buffer) -> ImageRecord:
+        """Replace the content of an image: the old version stays until the new one is saved.
+
+        Raises ImageNotFound, InvalidInput (no image), NoSpace, OSError.
+        """
+        return self._update(image_id, iter([data]))
+
+    def update_image_from_file(self, image_id: str, path: str) -> ImageRecord:
+        """Like `update_image`, streaming the content of a file."""
+        with open(path, "rb") as file:
+            return self._update(image_id, iter(lambda: file.read(_CHUNK_SIZE_BYTES), b""))
+
+    def delete_image(self, image_id: str) -> bool:
+        """Delete an image under all its names; its key is destroyed. False where there is none."""
+        with self._store.lock:
+            inode = self._find(image_id)
+            if inode is None:
+                return False
+            self._store.tree.remove_all(inode.ino, self._now_ns())
+        return True
+
+    def image_exists(self, image_id: str) -> bool:
+        """Whether an image has this id."""
+        return self._find(image_id) is not None
+
+    def get_image_record(self, image_id: str) -> ImageRecord:
+        """What is known of an image. Raises ImageNotFound, CorruptImage."""
+        with self._store.lock:
+            return self._record(self._existing(image_id))
+
+    def read_image(self, image_id: str) -> bytes:
+        """The whole content of an image. Raises ImageNotFound, CorruptImage, OSError."""
+        return b"".join(self.read_image_chunks(image_id))
+
+    def read_image_chunks(self, image_id: str) -> Iterator[bytes]:
+        """The content of an image in chunks of 128 KiB, for images that should not fill the memory.
+
+        All chunks are of the version that was current at the first one.
+        """
+        with self._store.lock:
+            inode = self._existing(image_id)
+            reader = self._store.open_object(inode)
+            reader.open()
+        buffer = memoryview(bytearray(SEGMENT_SIZE_BYTES))
+        try:
+            for start in range(0, inode.size_bytes, SEGMENT_SIZE_BYTES):
+                with self._store.lock:
+                    reader.read_segment(start // SEGMENT_SIZE_BYTES, buffer)
+                yield bytes(buffer[: inode.size_bytes - start])
+        finally:
+            reader.close()
+
+    def images(self, directory: str | None = None) -> Iterator[ImageRecord]:
+        """Records of the images in one directory (not below it), in the order they came.
+
+        Raises ImageNotFound where there is no such directory. Images saved meanwhile may be included.
+        """
+        ino = ROOT_INO
+        for name in _directory_names(directory):
+            found = self._store.tree.lookup(ino, name)
+            if found is None or not stat.S_ISDIR(found.mode):
+                raise ImageNotFound(f"there is no directory {directory!r} in the store")
+            ino = found.ino
+        cookie = 0
+        while page := self._store.tree.entries(ino, cookie, _PAGE_ENTRIES):
+            for _, _, inode in page:
+                record = self._record_if_image(inode.ino)
+                if record is not None:
+                    yield record
+            cookie = page[-1][0]
+
+    def _save_new(self, chunks: Iterator[Buffer], directory: str | None) -> ImageRecord:
+        self._store.require_writable()
+        names = _directory_names(directory)
+        with self._store.lock, _full_disk_named():
+            now_ns = self._now_ns()
+            ino = self._store.numbers.ino()
+            image_id = self._store.allocator.new_image_id(ino)
+            inode = _new_file(ino, image_id, now_ns)
+            draft = Draft(self._store.allocator, image_id)
+            try:
+                image_format = self._fill(draft, chunks)
+                parent = self._make_directories(names, now_ns)
+                name = f"{image_id.hex()}.{extension(image_format)}".encode()
+                entry = Entry(self._store.numbers.cookie(), parent, name)
+                self._store.save(inode, draft, draft.seal_at_once(), NewName(entry, {}, now_ns))
+            finally:
+                draft.close()
+            return self._record(inode)
+
+    def _update(self, image_id: str, chunks: Iterator[Buffer]) -> ImageRecord:
+        self._store.require_writable()
+        with self._store.lock, _full_disk_named():
+            inode = self._existing(image_id)
+            assert inode.image_id is not None
+            draft = Draft(self._store.allocator, inode.image_id)
+            try:
+                self._fill(draft, chunks)
+                inode.mtime_ns = inode.ctime_ns = self._now_ns()
+                self._store.save(inode, draft, draft.seal_at_once())
+            finally:
+                draft.close()
+            return self._record(inode)
+
+    def _fill(self, draft: Draft, chunks: Iterator[Buffer]) -> str:
+        image_format = None
+        for chunk in chunks:
+            if draft.size_bytes < HEAD_SIZE_BYTES and chunk:
+                head = bytearray(draft.size_bytes)
+                draft.read_into(0, memoryview(head))
+                image_format = sniff(bytes(head) + bytes(memoryview(chunk)[:HEAD_SIZE_BYTES]))
+            draft.write(draft.size_bytes, chunk)
+        if image_format is None:
+            raise InvalidInput("the data is no image of a known format; nothing was saved")
+        return image_format
+
+    def _make_directories(self, names: list[bytes], now_ns: int) -> int:
+        ino = ROOT_INO
+        for name in names:
+            found = self._store.tree.lookup(ino, name)
+            if found is None:
+                found = _new_directory(self._store.numbers.ino(), now_ns)
+                self._store.tree.add(found, ino, name)
+            elif not stat.S_ISDIR(found.mode):
+                raise InvalidInput(f"{os.fsdecode(name)!r} is a file in the store, not a directory")
+            ino = found.ino
+        return ino
+
+    def _find(self, image_id: str) -> Inode | None:
+        try:
+            raw = bytes.fromhex(image_id)
+        except ValueError:
+            return None
+        return self._store.tree.inode_of_image(raw) if len(raw) == 16 else None
+
+    def _existing(self, image_id: str) -> Inode:
+        inode = self._find(image_id)
+        if inode is None:
+            raise ImageNotFound(f"no image has the id {image_id!r}")
+        return inode
+
+    def _record_if_image(self, ino: int) -> ImageRecord | None:
+        """The record of an inode as it is now; None where it is gone or holds no image."""
+        with self._store.lock:
+            inode = self._store.tree.inode(ino)
+            if inode is None or inode.image_id is None or self._store.version(inode).format is None:
+                return None
+            return self._record(inode)
+
+    def _record(self, inode: Inode) -> ImageRecord:
+        assert inode.image_id is not None
+        version = self._store.version(inode)
+        size = measure_object(self._store, inode, version.format) if version.format else None
+        return ImageRecord(
+            id=inode.image_id.hex(),
+            token=version.token,
+            format=version.format,
+            width=size[0] if size else None,
+            height=size[1] if size else None,
+            size_bytes=inode.size_bytes,
+            created_ns=self._store.tree.created_ns(inode.ino),
+            modified_ns=inode.mtime_ns,
+            path=self._store.tree.path_of(inode.ino),
+        )
+
+
+@contextmanager
+def _full_disk_named() -> Iterator[None]:
+    """A full disk is the one OSError that callers of the API have to tell from the others."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoSpace("the disk under the store is full: nothing was saved, and nothing is lost") from error
+
+
+def _directory_names(directory: str | None) -> list[bytes]:
+    """The checked names of a relative directory. Raises InvalidInput."""
+    names = []
+    for name in (directory or "").split("/") if directory else []:
+        if name in ("", ".", ".."):
+            raise InvalidInput(
+                f"the directory {directory!r} is not allowed: give a relative path like '2026/holidays', "
+                "without '.', '..' or empty parts"
+            )
+        if any(ord(character) < 32 or ord(character) == 127 for character in name):
+            raise InvalidInput(f"the directory {directory!r} is not allowed: it has control characters")
+        try:
+            encoded = name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise InvalidInput(f"the directory {directory!r} is not allowed: it is not Unicode") from None
+        if len(encoded) > _NAME_LIMIT_BYTES:
+            raise InvalidInput(f"the directory {directory!r} is not allowed: a name has over 255 bytes")
+        names.append(encoded)
+    return names
+
+
+def _new_file(ino: int, image_id: bytes, now_ns: int) -> Inode:
+    mode = stat.S_IFREG | 0o644
+    return Inode(ino, mode, os.getuid(), os.getgid(), 1, 0, 0, 0, now_ns, now_ns, now_ns, image_id)
+
+
+def _new_directory(ino: int, now_ns: int) -> Inode:
+    mode = stat.S_IFDIR | 0o755
+    return Inode(ino, mode, os.getuid(), os.getgid(), 2, 0, 0, 0, now_ns, now_ns, now_ns)
+
+
+def open_images(
+    path: str,
+    *,
+    passphrase: str | None,
+    keyfile: str | None,
+    create: bool,
+    read_only: bool,
+    padding: bool,
+) -> ImageStore:
+    """`pixstorefs.open_store`: see there."""
+    if passphrase is not None and keyfile is not None:
+        raise InvalidInput("give a passphrase or a keyfile, not both: each opens the store alone")
+    if passphrase == "":
+        raise InvalidInput("an empty passphrase protects nothing: give one, or leave it out for a keyfile")
+    path = os.path.abspath(path)
+
+    def secret_for(store_id: bytes, *, new: bool) -> Secret:
+        if passphrase is not None:
+            return Secret("passphrase", passphrase.encode())
+        if keyfile is not None:
+            return secret_from_keyfile(keyfile)
+        default = default_keyfile_path(store_id)
+        return create_keyfile(default) if new else secret_from_keyfile(default)
+
+    if create and not read_only and not is_store(path):
+        create_store(path, lambda store_id: secret_for(store_id, new=True), padding=padding)
+    secret = secret_for(read_header(path).store_id, new=False)
+    return ImageStore(open_unlocked(path, secret, read_only=read_only))

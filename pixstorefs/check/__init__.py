@@ -1,0 +1,1 @@
+"""Check and repair: find what is wrong with a store, and put right what can be."""

@@ -1,0 +1,103 @@
+"""A look at a store beside its owner: nothing is locked, recovered or changed.
+
+A store that is mounted belongs to its daemon. SQLite lets another process read the index all the same, and
+objects never change, so everything can be verified; what is found missing may just have been deleted.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+
+from pixstorefs.disk.lock_file import LOCK_FILE
+from pixstorefs.index.copy import take_copy
+from pixstorefs.index.database import log_size_bytes
+from pixstorefs.index.rows import Index
+from pixstorefs.keys.secrets import Secret
+from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.store.copies import damaged_copies
+from pixstorefs.store.header import INDEX_FILE, read_header
+from pixstorefs.store.opening import unlock
+
+
+class StoreView:
+    """An index opened for reading and the objects it tells of. Use it as a context manager."""
+
+    def __init__(self, path: str, secret: Secret) -> None:
+        """Open it. Raises NotAStore, NewerFormat, CorruptStore, WrongKey, OSError."""
+        self.path = path
+        header = read_header(path)
+        self.header = header.raw
+        self.slots, key = unlock(path, header, secret)
+        self.store_id = header.store_id
+        self.objects = ObjectDirectory(path, header.store_id)
+        self.index_key = key
+        self._copy: str | None = None
+        index_path = os.path.join(path, INDEX_FILE)
+        writable = os.access(path, os.W_OK)
+        try:
+            if not writable and log_size_bytes(index_path):
+                index_path = self._copied(index_path)
+                writable = True
+            self._writable = writable
+            self.index = Index(
+                index_path, key, header.store_id, read_only=not writable, beside_owner=writable
+            )
+        except BaseException:
+            self._remove_copy()
+            raise
+
+    def __enter__(self) -> "StoreView":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.index.close()
+        self._remove_copy()
+
+    def damaged_copies(self) -> list[str]:
+        """Names of copies of the index that are there and of no use."""
+        return damaged_copies(self.path, self.index_key, self.store_id)
+
+    def copy_index(self, target: str) -> None:
+        """Write the index of this moment to the new file `target`, synced.
+
+        Raises CorruptStore, NoSpace, OSError.
+        """
+        take_copy(
+            self.index.path,
+            self.index_key,
+            target,
+            lambda: None,
+            read_only=not self._writable,
+            beside_owner=self._writable,
+        )
+
+    def is_owned(self) -> bool:
+        """Whether a process has the store open for writing, or takes it this moment."""
+        try:
+            lock = os.open(os.path.join(self.path, LOCK_FILE), os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            # Asking takes a lock for some microseconds; a mount that meets it tries again.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def needs_recovery(self) -> bool:
+        """Whether the store was not closed cleanly, and nobody has it open."""
+        return not self.is_owned() and not self.index.state().clean
+
+    def _copied(self, index_path: str) -> str:
+        """SQLite reads a log only where it may write beside it: on read-only media a copy, as encrypted."""
+        self._copy = tempfile.mkdtemp(prefix="pixstorefs-check-")
+        for suffix in ("", "-wal"):
+            shutil.copyfile(index_path + suffix, os.path.join(self._copy, INDEX_FILE + suffix))
+        return os.path.join(self._copy, INDEX_FILE)
+
+    def _remove_copy(self) -> None:
+        if self._copy:
+            shutil.rmtree(self._copy)

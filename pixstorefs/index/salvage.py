@@ -1,0 +1,309 @@
+"""What can still be read of a damaged index: its pages, and the rows in them.
+
+SQLite walks from a table's root down, so one lost page takes everything below it along, and after the first
+page that does not open it reads no further. Here every page is looked at on its own instead: a page that
+opens is authentic, whatever happened to its neighbours, and freed pages hold zeros (secure_delete), so what
+the leaves hold is what the index held. Layout: https://sqlite.org/fileformat2.html
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apsw
+
+from pixstorefs.index.database import connect, uri
+
+PAGE_SIZE_BYTES = 4096
+_USABLE_BYTES = PAGE_SIZE_BYTES - 64  # the cipher's tag and nonce
+_SUFFIXES = ("", "-wal", "-shm")
+# Damage that is more than single pages is skipped in steps that double: a page costs a pass over the file.
+_SINGLE_PAGES = 200
+
+_INTERIOR_INDEX, _LEAF_INDEX, _LEAF_TABLE = 2, 10, 13
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """The decrypted pages of an index, one after the other, and the numbers of those that are lost."""
+
+    data: bytes
+    lost: frozenset[int]
+
+    @property
+    def number(self) -> int:
+        """How many there were, as far as can be told."""
+        return max(len(self.data) // PAGE_SIZE_BYTES, max(self.lost, default=0))
+
+
+def read_pages(path: str, key: bytes, scratch: str) -> Pages | None:
+    """Read every page that opens, the log's included; None where nothing is there to read.
+
+    Works on copies in the directory `scratch` (the index itself is not touched, and nothing is decrypted
+    onto the disk). Raises OSError where there is no room for them.
+    """
+    if not any(os.path.exists(path + suffix) and os.path.getsize(path + suffix) for suffix in _SUFFIXES[:2]):
+        return None
+    work = os.path.join(scratch, "salvage.db")
+    carrier = _Carrier(os.path.join(scratch, "carrier.db"), key)
+    replaced: set[int] = set()
+    try:
+        for suffix in _SUFFIXES[:2]:
+            _copy(path + suffix, work + suffix)
+        data = _serialized(work, key)
+        while (bad := _first_unread(data)) is not None:
+            # The first time also what is known to be lost without trying.
+            pages = {bad} | _blank_pages(work) if not replaced else set(range(bad, bad + _step(replaced)))
+            if pages <= replaced:
+                return None
+            carrier.replace(work, pages - replaced)
+            replaced |= pages
+            data = _serialized(work, key)
+        lost = carrier.standing_in(data, replaced)
+    finally:
+        carrier.remove()
+        _remove(work)
+    if 1 not in lost:
+        # Cut off: SQLite says in the first page how many there were.
+        lost |= set(range(len(data) // PAGE_SIZE_BYTES + 1, int.from_bytes(data[28:32], "big") + 1))
+    return Pages(data, frozenset(lost))
+
+
+def _step(replaced: set[int]) -> int:
+    """How many pages to give up at once."""
+    return 1 if len(replaced) < _SINGLE_PAGES else len(replaced)
+
+
+class _Carrier:
+    """A database under the same key, whose pages stand in for lost ones so that SQLite reads on.
+
+    A page opens at its own number only, so this one has as many. They hold zeros, but for the first: it
+    says that there are many pages, and nothing else of it is used.
+    """
+
+    def __init__(self, path: str, key: bytes) -> None:
+        self._path = path
+        self._key = key
+
+    def replace(self, work: str, pages: set[int]) -> None:
+        """Put stand-ins in the place of these pages of a file."""
+        self._grow(max(pages | {os.path.getsize(work) // PAGE_SIZE_BYTES}))
+        with open(self._path, "rb") as carrier, open(work, "r+b") as file:
+            for page in sorted(pages):
+                carrier.seek((page - 1) * PAGE_SIZE_BYTES)
+                content = bytearray(carrier.read(PAGE_SIZE_BYTES))
+                if page == 1:
+                    content[18:20] = b"\2\2"  # a database with a log: its frames count
+                file.seek((page - 1) * PAGE_SIZE_BYTES)
+                file.write(content)
+
+    def standing_in(self, data: bytes, replaced: set[int]) -> set[int]:
+        """Which of the replaced pages were read as their stand-ins; the others are in the log."""
+        if not replaced:
+            return set()
+        own = _serialized(self._path, self._key)
+
+        def content(of: bytes, page: int) -> bytes:
+            # Behind the part of the first page that `replace` changes.
+            return of[(page - 1) * PAGE_SIZE_BYTES + 24 : page * PAGE_SIZE_BYTES]
+
+        return {page for page in replaced if content(data, page) == content(own, page)}
+
+    def remove(self) -> None:
+        """Remove it; there may be none."""
+        _remove(self._path)
+
+    def _grow(self, pages: int) -> None:
+        db = connect(self._path, self._key, journal=False)
+        try:
+            db.execute("CREATE TABLE IF NOT EXISTS filler (zeros)")
+            while db.pragma("page_count") < pages:
+                missing = pages - db.pragma("page_count")
+                db.execute("INSERT INTO filler VALUES (zeroblob(?))", (min(missing, 4096) * _USABLE_BYTES,))
+        finally:
+            db.close()
+
+
+def _serialized(work: str, key: bytes) -> bytes:
+    """All pages decrypted; from the first that does not open on, zeros."""
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+    db = apsw.Connection(uri(work), flags=flags)
+    try:
+        db.pragma("cipher", "aegis")
+        db.pragma("key", "raw:" + key.hex())
+        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        # A file shorter than its header says is not refused.
+        db.execute("PRAGMA writable_schema=ON").fetchall()
+        try:
+            data = db.serialize("main")
+        except apsw.Error:
+            data = None
+        return data or bytes(PAGE_SIZE_BYTES)  # where not even the first page opens
+    finally:
+        db.close()
+
+
+def _first_unread(data: bytes) -> int | None:
+    """The first page that did not open. One that did ends with its tag, whatever it holds."""
+    blank = bytes(PAGE_SIZE_BYTES)
+    for page, start in enumerate(range(0, len(data), PAGE_SIZE_BYTES), start=1):
+        if data[start : start + PAGE_SIZE_BYTES] == blank:
+            return page
+    return None if data else 1
+
+
+def _blank_pages(work: str) -> set[int]:
+    """Pages of zeros, as bad sectors leave them: known at once."""
+    blank = bytes(PAGE_SIZE_BYTES)
+    pages = set()
+    with open(work, "rb") as file:
+        page = 1
+        while content := file.read(PAGE_SIZE_BYTES):
+            if content == blank[: len(content)]:
+                pages.add(page)
+            page += 1
+    return pages
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file as far as the disk can read it, zeros for what it cannot."""
+    _remove_file(target)
+    try:
+        source_fd = os.open(source, os.O_RDONLY)
+    except FileNotFoundError:
+        open(target, "xb").close()
+        return
+    with open(source_fd, "rb", buffering=0), open(target, "xb", opener=_private) as file:
+        for offset in range(0, os.fstat(source_fd).st_size, PAGE_SIZE_BYTES):
+            try:
+                file.write(os.pread(source_fd, PAGE_SIZE_BYTES, offset))
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                file.write(bytes(PAGE_SIZE_BYTES))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _remove(path: str) -> None:
+    for suffix in _SUFFIXES:
+        _remove_file(path + suffix)
+
+
+def _remove_file(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+# Rows
+
+
+def rows(pages: Pages) -> Iterator[tuple[bool, tuple[Any, ...]]]:
+    """Every row of every page: whether it is of a table with row ids, and its columns.
+
+    The row id comes in place of a first column that is NULL (an INTEGER PRIMARY KEY). A row that goes on in
+    a page that is lost is left out.
+    """
+    for page in range(1, len(pages.data) // PAGE_SIZE_BYTES + 1):
+        if page in pages.lost:
+            continue
+        start = (page - 1) * PAGE_SIZE_BYTES
+        header = start + (100 if page == 1 else 0)
+        kind = pages.data[header]
+        if kind not in (_INTERIOR_INDEX, _LEAF_INDEX, _LEAF_TABLE):
+            continue
+        pointers = header + (12 if kind == _INTERIOR_INDEX else 8)
+        for number in range(_u16(pages.data, header + 3)):
+            position = start + _u16(pages.data, pointers + 2 * number)
+            try:
+                yield kind == _LEAF_TABLE, _row(pages, kind, position)
+            except (ValueError, IndexError):
+                continue
+
+
+def _row(pages: Pages, kind: int, position: int) -> tuple[Any, ...]:
+    if kind == _INTERIOR_INDEX:
+        position += 4
+    size_bytes, position = _varint(pages.data, position)
+    row_id = None
+    if kind == _LEAF_TABLE:
+        row_id, position = _varint(pages.data, position)
+        row_id -= (row_id >> 63) << 64
+    columns = _columns(_payload(pages, kind, position, size_bytes))
+    if row_id is not None and columns[0] is None:
+        columns[0] = row_id
+    return tuple(columns)
+
+
+def _payload(pages: Pages, kind: int, position: int, size_bytes: int) -> bytes:
+    most = _USABLE_BYTES - 35 if kind == _LEAF_TABLE else (_USABLE_BYTES - 12) * 64 // 255 - 23
+    if size_bytes <= most:
+        return pages.data[position : position + size_bytes]
+    least = (_USABLE_BYTES - 12) * 32 // 255 - 23
+    local = least + (size_bytes - least) % (_USABLE_BYTES - 4)
+    local = local if local <= most else least
+    parts = [pages.data[position : position + local]]
+    missing = size_bytes - local
+    page = _u32(pages.data, position + local)
+    while missing > 0:
+        start = (page - 1) * PAGE_SIZE_BYTES
+        if page < 1 or page in pages.lost or start >= len(pages.data):
+            raise ValueError("the row goes on in a lost page")
+        parts.append(pages.data[start + 4 : start + 4 + min(missing, _USABLE_BYTES - 4)])
+        missing -= len(parts[-1])
+        page = _u32(pages.data, start)
+    return b"".join(parts)
+
+
+def _columns(record: bytes) -> list[Any]:
+    end, position = _varint(record, 0)
+    types = []
+    while position < end:
+        kind, position = _varint(record, position)
+        types.append(kind)
+    columns: list[Any] = []
+    for kind in types:
+        size_bytes = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0)[kind] if kind < 12 else (kind - 12) // 2
+        value = record[position : position + size_bytes]
+        if len(value) != size_bytes:
+            raise ValueError("the row is cut")
+        position += size_bytes
+        columns.append(_value(kind, value))
+    return columns
+
+
+def _value(kind: int, value: bytes) -> Any:
+    if kind == 0:
+        return None
+    if kind in (8, 9):
+        return kind - 8
+    if kind <= 6:
+        return int.from_bytes(value, "big", signed=True)
+    if kind < 12:
+        raise ValueError("no column of ours is a number with a fraction")
+    return value if kind % 2 == 0 else value.decode()
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    value = 0
+    for _ in range(8):
+        byte = data[position]
+        position += 1
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, position
+    return value << 8 | data[position], position + 1
+
+
+def _u16(data: bytes, position: int) -> int:
+    return int.from_bytes(data[position : position + 2], "big")
+
+
+def _u32(data: bytes, position: int) -> int:
+    return int.from_bytes(data[position : position + 4], "big")

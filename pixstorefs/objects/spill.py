@@ -1,0 +1,52 @@
+"""Spill: scratch space for drafts that memory cannot hold. Ciphertext only, and nameless.
+
+Each segment written takes a new slot and the slot number is the nonce, so no (key, nonce) pair is used
+twice however often a draft rewrites a segment; a slot that is no longer needed is not used again. The key
+lives in memory only and the file is unlinked before its first byte: a crash leaves nothing.
+"""
+
+import os
+import secrets
+from collections.abc import Callable
+
+from pixstorefs.disk.files import write_fully
+from pixstorefs.errors import CorruptImage
+from pixstorefs.format import IV_SIZE_BYTES, KEY_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES, SEGMENT_SIZE_BYTES
+from pixstorefs.objects.sealing import BrokenSeal, Buffer, Sealer, VersionKey
+
+_NO_VERSION = 0
+
+
+class Spill:
+    """Encrypted segments of one draft, addressed by slot."""
+
+    def __init__(self, folder: str, random: Callable[[int], bytes], make_room: Callable[[], None]) -> None:
+        self._make_room = make_room
+        key = VersionKey(_NO_VERSION, random(KEY_SIZE_BYTES), random(IV_SIZE_BYTES))
+        self._sealer = Sealer(key, b"spill", b"")
+        self._sealed = memoryview(bytearray(SEALED_SEGMENT_SIZE_BYTES))
+        self._slots = 0
+        path = os.path.join(folder, f"spill-{secrets.token_hex(8)}")
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        os.unlink(path)
+
+    def put(self, segment: Buffer) -> int:
+        """Keep a whole segment; returns its slot. Raises OSError (ENOSPC, EIO)."""
+        slot = self._slots
+        self._slots += 1
+        self._sealer.seal_into(slot, False, segment, self._sealed)
+        os.lseek(self._fd, slot * SEALED_SEGMENT_SIZE_BYTES, os.SEEK_SET)
+        write_fully(self._fd, self._sealed, self._make_room)
+        return slot
+
+    def get(self, slot: int, out: memoryview) -> None:
+        """Read a segment back into `out`. Raises CorruptImage where the disk changed it."""
+        sealed = os.pread(self._fd, SEALED_SEGMENT_SIZE_BYTES, slot * SEALED_SEGMENT_SIZE_BYTES)
+        try:
+            self._sealer.open_into(slot, False, sealed, out[:SEGMENT_SIZE_BYTES])
+        except (BrokenSeal, ValueError):
+            raise CorruptImage("a draft was damaged on the disk before it could be saved") from None
+
+    def close(self) -> None:
+        """Give the space back."""
+        os.close(self._fd)

@@ -1,0 +1,1 @@
+"""Snapshots: another directory becomes a store as of one moment."""

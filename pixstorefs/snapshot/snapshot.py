@@ -1,0 +1,264 @@
+"""The snapshot: another directory becomes a complete store, consistent as of one moment, beside the owner.
+
+Its index is a copy taken in one read transaction; then come the objects it tells of, which stay in the store
+meanwhile (see `hold`). The order of writes: objects, synced; the new index in place of the old one, by one
+rename; only then objects that no longer belong to an image go. So an interrupted run leaves the snapshot
+before it, whole; or where it was the first, a directory that is no store yet. The next one completes either.
+Nothing replaces what was there before it is checked.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+
+from pixstorefs.check.check import Check, Progress, is_set_aside
+from pixstorefs.check.view import StoreView
+from pixstorefs.disk.unlink_guard import held
+from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput, NoSpace, SnapshotFailed, StoreInUse
+from pixstorefs.format import sealed_size
+from pixstorefs.index import walk as index_walk
+from pixstorefs.index.findings import Finding, Reaction
+from pixstorefs.index.paths import path_of
+from pixstorefs.index.rows import Index
+from pixstorefs.index.walk import StoredImage
+from pixstorefs.keys.secrets import Secret
+from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.reader import is_intact
+from pixstorefs.objects.transfer import Transfer
+from pixstorefs.snapshot.target import Target
+from pixstorefs.store.opening import open_unlocked
+
+# A newer index is taken where a store on a full disk gave objects away in spite of the hold.
+_ROUNDS = 5
+_SHOWN_PROBLEMS = 5
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did. `recovered`: what the store's recovery decided, where an unclean stop had left it."""
+
+    images: int = 0
+    size_bytes: int = 0
+    added: int = 0
+    added_bytes: int = 0
+    ways: dict[str, int] = field(default_factory=dict)
+    removed: int = 0
+    recovered: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _New:
+    """The snapshot that is not in place yet, for a check."""
+
+    path: str
+    index: Index
+    objects: ObjectDirectory
+
+    def needs_recovery(self) -> bool:
+        return False  # it is made clean
+
+    def damaged_copies(self) -> list[str]:
+        return []  # they are made anew
+
+
+class Snapshot:
+    """One run that makes or renews the snapshot of a store: `bring`, `verify` if wanted, `finish`.
+
+    A context manager. It owns the target meanwhile; the store may be in use. Raises what opening the store
+    does, InvalidInput, NotAStore or StoreInUse where the target cannot be taken, CorruptImage and
+    CorruptStore where the store is damaged, NoSpace, SnapshotFailed.
+    """
+
+    def __init__(self, store_path: str, target: str, secret: Secret) -> None:
+        self._store_path = store_path
+        self._path = target
+        self._secret = secret
+        self._open = ExitStack()
+        self.outcome = Outcome()
+
+    def __enter__(self) -> "Snapshot":
+        try:
+            with _told(self._path):
+                refuse_overlap(self._store_path, self._path)
+                self._view = self._open.enter_context(StoreView(self._store_path, self._secret))
+                self._recover()
+                self._target = self._open.enter_context(closing(Target(self._path, self._view)))
+        except BaseException:
+            self._open.close()
+            raise
+        self._transfer = Transfer(self._view.objects, self._target.objects, self._target.objects_folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def bring(self, progress: Progress) -> None:
+        """Copy the index and bring the objects that are missing, synced. What is in place is untouched."""
+        with _told(self._path):
+            with held(self._store_path):
+                for _ in range(_ROUNDS):
+                    self._new = _New(self._path, self._target.take_index(), self._target.objects)
+                    self._refuse_unreachable()
+                    missing = self._bring_objects(progress)
+                    if not missing:
+                        break
+                    self._refuse(self._still_missing(missing))
+                else:
+                    raise NoSpace(
+                        f"the disk under the store {self._store_path} is so full that it gives up replaced "
+                        f"images at once, faster than they are brought to {self._path}. Make room there"
+                    )
+            self._refuse(_problems(Check(self._new, Progress()).run_index()))
+            self._target.objects.sync_all()
+
+    def verify(self, progress: Progress) -> None:
+        """Open every object of the new snapshot. One that is damaged there alone is brought anew."""
+        with _told(self._path):
+            found = _problems(Check(self._new, progress).run())
+            damaged = list(progress.bad_version_ids)
+            if damaged:
+                for stored in index_walk.current_of(self._new.index, damaged):
+                    self._bring_object(stored)
+                self._target.objects.sync_all()
+                found = _problems(Check(self._new, progress).run())
+            self._refuse(found)
+
+    def finish(self) -> Outcome:
+        """Put the new index in place, and remove what it does not know; then the run is durable."""
+        with _told(self._path):
+            outcome, new = self.outcome, self._new.index
+            outcome.images = new.number_of_images()
+            _, outcome.size_bytes = index_walk.total(new)
+            outcome.ways = dict(self._transfer.ways)
+            outcome.added = sum(outcome.ways.values())
+            outcome.removed = self._target.place_index(new)
+            return outcome
+
+    def _recover(self) -> None:
+        """A store that nobody has open and that was not closed cleanly recovers first, as by a mount."""
+        if not self._view.needs_recovery():
+            return
+        writable = os.access(self._store_path, os.W_OK)
+        with closing(open_unlocked(self._store_path, self._secret, read_only=not writable)) as store:
+            self.outcome.recovered = store.report
+
+    def _refuse_unreachable(self) -> None:
+        """SQLite's locks, without which a copy is of no one moment, need a store that we can write to."""
+        if self._view.is_owned() and not os.access(self._store_path, os.W_OK):
+            raise StoreInUse(
+                f"the store {self._store_path} is in use, and cannot be written from here, so it cannot be "
+                "read as it is at one moment: take the snapshot where it is mounted, or unmount it"
+            )
+
+    def _bring_objects(self, progress: Progress) -> list[StoredImage]:
+        """Bring what the new index tells of; returns what the store does not have."""
+        progress.total_images, progress.total_bytes = index_walk.total(self._new.index)
+        progress.images = progress.verified_bytes = 0
+        missing = []
+        for stored in index_walk.current_after(self._new.index, 0):
+            if stored.version.runs and not self._has(stored) and not self._bring_object(stored):
+                missing.append(stored)
+            progress.images += 1
+            progress.verified_bytes += stored.version.stored_size_bytes
+            progress.moved()
+        return missing
+
+    def _has(self, stored: StoredImage) -> bool:
+        """Whether the target has this very object, and not one that an interrupted run left half."""
+        version = stored.version
+        status = _file_status(self._target.objects.path(version.version_id))
+        if status is None or status.st_size != sealed_size(version.stored_size_bytes):
+            return False
+        if self._target.old is not None:
+            known = self._target.old.version(version.version_id)
+            if known is not None and (known.key, known.tag) == (version.key, version.tag):
+                return True
+        source = _file_status(self._view.objects.path(version.version_id))
+        return (source is not None and os.path.samestat(status, source)) or self._opens(stored)
+
+    def _opens(self, stored: StoredImage) -> bool:
+        return is_intact(self._target.objects, stored.version, stored.image_id)
+
+    def _bring_object(self, stored: StoredImage) -> bool:
+        """Bring one object; whether the store has it, whole by its size.
+
+        What a repair set aside is known to be damaged, and no reason to have no snapshot.
+        """
+        version = stored.version
+        status = _file_status(self._view.objects.path(version.version_id))
+        if status is None or status.st_size != sealed_size(version.stored_size_bytes):
+            if not is_set_aside(path_of(self._new.index, version.ino)):
+                return False
+            if status is None:
+                return True
+        try:
+            self._transfer.bring(version.version_id)
+        except FileNotFoundError:
+            return False
+        self.outcome.added_bytes += status.st_size
+        return True
+
+    def _still_missing(self, missing: list[StoredImage]) -> list[Finding]:
+        """What the store should have by its index of now; the rest was given up on a full disk."""
+        return [
+            Finding(
+                "image-damaged",
+                Reaction.RESTORE,
+                f"its object {stored.version.version_id} is missing or has the wrong size",
+                path_of(self._new.index, stored.version.ino),
+            )
+            for stored in missing
+            if index_walk.is_current(self._view.index, stored.version.version_id)
+        ]
+
+    def _refuse(self, problems: list[Finding]) -> None:
+        """Raise where the store is damaged: what is in place may have what it has lost."""
+        if not problems:
+            return
+        lines = [f"{found.path or 'the index'}: {found.message}" for found in problems[:_SHOWN_PROBLEMS]]
+        if len(problems) > len(lines):
+            lines.append(f"and {len(problems) - len(lines)} more")
+        error = CorruptStore if any(found.reaction is Reaction.MEND for found in problems) else CorruptImage
+        raise error(
+            f"the store {self._store_path} is damaged, so no snapshot was taken; {self._path} keeps what it "
+            f"has. See `pixstorefs check {self._store_path}`. {'; '.join(lines)}"
+        )
+
+
+def refuse_overlap(store_path: str, target: str) -> None:
+    """Neither may lie in the other. Both are real paths. Raises InvalidInput."""
+    common = os.path.commonpath((store_path, target))
+    if common in (store_path, target):
+        raise InvalidInput(
+            f"the store {store_path} and its snapshot {target} cannot lie in each other: "
+            "give a directory beside the store, best on another disk"
+        )
+
+
+def _problems(findings: Iterator[Finding]) -> list[Finding]:
+    return [found for found in findings if found.reaction is not Reaction.NOTE]
+
+
+def _file_status(path: str) -> os.stat_result | None:
+    """What lstat(2) tells of a regular file, None where there is none."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+@contextmanager
+def _told(target: str) -> Iterator[None]:
+    """Turn the errors of the disk into ours."""
+    whole = "What it held before is whole, and another run goes on from here"
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(f"the disk has no room for the snapshot {target}. {whole}") from error
+        place = f" ({error.filename})" if error.filename else ""
+        raise SnapshotFailed(f"the snapshot {target} failed: {error.strerror}{place}. {whole}") from error

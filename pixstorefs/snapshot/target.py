@@ -1,0 +1,189 @@
+"""The directory that becomes a snapshot: who may take it, and what is put in its place in which order.
+
+`snapshot.json` comes before everything else, the header, which makes it a store, behind everything that a
+store needs, and the new index in place of the old one by a rename. So every moment shows the snapshot before,
+the new one, or no store yet.
+"""
+
+import os
+from contextlib import ExitStack, closing
+from dataclasses import replace
+
+from pixstorefs.check.view import StoreView
+from pixstorefs.disk.files import sync_directory
+from pixstorefs.disk.lock_file import LOCK_FILE, Ownership
+from pixstorefs.errors import InvalidInput, NotAStore
+from pixstorefs.index import copy as index_copy
+from pixstorefs.index import walk as index_walk
+from pixstorefs.index.digest import digest_of
+from pixstorefs.index.displaced import settle
+from pixstorefs.index.rows import Index
+from pixstorefs.objects.directory import OBJECTS_PER_FOLDER, ObjectDirectory
+from pixstorefs.objects.transfer import copy_file
+from pixstorefs.store.copies import NAMES as COPY_NAMES
+from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, put_back
+from pixstorefs.store.numbers import BLOCK
+from pixstorefs.store.snapshot_record import RECORD_FILE, SnapshotRecord, read_record, write_record
+
+# Who mounts the snapshot for writing gets version ids that the store itself does not reach.
+_GAP = 64 * BLOCK
+_LOG_SUFFIXES = ("-wal", "-shm")
+# What a first run that got nowhere leaves.
+_EMPTY = {LOCK_FILE, RECORD_FILE + ".new"}
+
+
+class Target:
+    """The target of one run, owned until `close`. `old`: the index in place, None where there is none."""
+
+    def __init__(self, path: str, source: StoreView) -> None:
+        """Take the directory for a snapshot of `source`, making it where it is missing.
+
+        Raises NotAStore, InvalidInput, StoreInUse, CorruptStore where it cannot be taken, OSError.
+        """
+        self.path = path
+        self.objects_folder = os.path.join(path, "objects")
+        self._index_path = os.path.join(path, INDEX_FILE)
+        self._new_path = self._index_path + ".new"
+        self._source = source
+        self._open = ExitStack()
+        self.old: Index | None = None
+        try:
+            self._claim()
+        except BaseException:
+            self.close()
+            raise
+        self.objects = ObjectDirectory(path, source.store_id)
+
+    def close(self) -> None:
+        """Give the directory free."""
+        self._open.close()
+
+    def take_index(self) -> Index:
+        """Copy the store's index of this moment; nothing else sees it yet. Raises CorruptStore, OSError.
+
+        It is as a clean close leaves it: nothing displaced, nothing retired, everything durable.
+        """
+        key, store_id = self._source.index_key, self._source.store_id
+        for path in (self._new_path, *(self._new_path + suffix for suffix in _LOG_SUFFIXES)):
+            if os.path.lexists(path):
+                os.unlink(path)
+        self._source.copy_index(self._new_path)
+        with closing(Index(self._new_path, key, store_id)) as index:
+            state = index.state()
+            clean = replace(
+                state,
+                next_version_id=state.next_version_id + _GAP,
+                durable_token=state.next_token - 1,
+                clean=True,
+            )
+            with index.transaction():
+                settle(index, state.next_token)
+                index.forget_retired(state.next_token)
+                index.put_state(clean)
+            index.checkpoint()
+            index.empty_log(checkpointed=True)
+        self._remove_logs(self._new_path)
+        return self._open.enter_context(closing(Index(self._new_path, key, store_id, read_only=True)))
+
+    def place_index(self, new: Index) -> int:
+        """Put the new index in place, durably; returns how many objects that it does not know are gone.
+
+        The objects that it knows are on the disk. Raises OSError.
+        """
+        digest = digest_of(new, self._source.index_key)
+        write_record(self.path, replace(self._record, digests=(*self._record.digests, digest)))
+        index_copy.sync_file(self._new_path)
+        os.rename(self._new_path, self._index_path)
+        sync_directory(self.path)
+        # Only now, where it is the first, this is a store.
+        put_back(self.path, self._source.header, self._source.slots)
+        self._replace_copies()
+        removed = self._remove_unknown(new)
+        self.objects.sync_all()
+        write_record(self.path, SnapshotRecord(self._source.store_id, (digest,), finished=True))
+        return removed
+
+    # Taking the directory
+
+    def _claim(self) -> None:
+        self._refuse_foreign()
+        ownership = Ownership(self.path, None)
+        self._open.callback(ownership.release)
+        record = read_record(self.path) or SnapshotRecord(self._source.store_id)
+        self._record = replace(record, finished=False)
+        if os.path.lexists(self._index_path):
+            self.old = self._opened_old()
+        # Durable before anything else is there: a directory that is not empty and has none is refused.
+        write_record(self.path, self._record)
+        for folder in (self.objects_folder, os.path.join(self.path, COPIES_FOLDER)):
+            os.makedirs(folder, 0o700, exist_ok=True)
+
+    def _refuse_foreign(self) -> None:
+        """Refuse what is neither empty nor a snapshot of this store."""
+        if not os.path.lexists(self.path):
+            os.makedirs(self.path, 0o700)
+            sync_directory(os.path.dirname(self.path))
+        if not os.path.isdir(self.path):
+            raise NotAStore(f"{self.path} is not a directory: give another place for the snapshot")
+        record = read_record(self.path)
+        if record is None and set(os.listdir(self.path)) - _EMPTY:
+            raise NotAStore(
+                f"{self.path} is not empty and no snapshot. Nothing was changed; "
+                "give an empty or a new directory for the snapshot"
+            )
+        if record is not None and record.store_id != self._source.store_id:
+            raise InvalidInput(
+                f"{self.path} is a snapshot of another store than {self._source.path}. Nothing was changed"
+            )
+
+    def _opened_old(self) -> Index:
+        """The index in place, with its log emptied. Raises InvalidInput where somebody changed the tree."""
+        key, store_id = self._source.index_key, self._source.store_id
+        with closing(Index(self._index_path, key, store_id)) as index:
+            if digest_of(index, key) not in self._record.digests:
+                raise InvalidInput(
+                    f"the snapshot {self.path} was mounted and changed since it was taken; another one would "
+                    "undo that. Nothing was changed. Take the snapshot in another place; this one is a store "
+                    "like any other"
+                )
+            # A log that outlived its database would be applied to the new one.
+            index.empty_log(checkpointed=index.checkpoint())
+        self._remove_logs(self._index_path)
+        return self._open.enter_context(closing(Index(self._index_path, key, store_id, read_only=True)))
+
+    # Putting it in place
+
+    def _remove_logs(self, index_path: str) -> None:
+        for suffix in _LOG_SUFFIXES:
+            if os.path.lexists(index_path + suffix):
+                os.unlink(index_path + suffix)
+        sync_directory(self.path)
+
+    def _replace_copies(self) -> None:
+        """One copy of the index in place; others still have keys of images that were deleted since."""
+        folder = os.path.join(self.path, COPIES_FOLDER)
+        new = os.path.join(folder, "index.new")
+        if os.path.lexists(new):
+            os.unlink(new)
+        copy_file(self._index_path, new)
+        os.rename(new, os.path.join(folder, COPY_NAMES[0]))
+        for name in COPY_NAMES[1:]:
+            if os.path.lexists(os.path.join(folder, name)):
+                os.unlink(os.path.join(folder, name))
+        sync_directory(folder)
+
+    def _remove_unknown(self, index: Index) -> int:
+        removed = 0
+        for folder in os.listdir(self.objects_folder):
+            path = os.path.join(self.objects_folder, folder)
+            if not folder.isdecimal():
+                if os.path.isfile(path):
+                    os.unlink(path)  # what an interrupted run left
+                continue
+            first = int(folder) * OBJECTS_PER_FOLDER
+            known = index_walk.rows_between(index, first, first + OBJECTS_PER_FOLDER)
+            for name in os.listdir(path):
+                if not name.isdecimal() or int(name) not in known:
+                    os.unlink(os.path.join(path, name))
+                    removed += 1
+        return removed
