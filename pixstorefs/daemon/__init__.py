@@ -1,5 +1,5 @@
 """The life of a mount: the mountpoint, the background process, its log, its signals, its end.
 
-Only `cli/` calls this package. Together with `fs/operations` it is all that knows FUSE and trio.
+Only `cli/` calls this package. Together with `fuse/` it is all that knows FUSE and trio.
 Nothing here imports either at the top except `serve`, so that a refused command answers quickly.
 """

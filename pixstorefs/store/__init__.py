@@ -1,7 +1,7 @@
-"""The store: sealed objects, the encrypted index, and the atomic operations on both. No FUSE here.
+"""The store: atomic operations on images and names, and when they are durable.
 
-`fs` builds the file system on `Store`, the Python API is `images.ImageStore`; both open it through
-`opening`. Only `index` speaks SQL, only `sealing` encrypts, only `barrier` decides when something is durable.
+`fs` builds the file system on `Store`, the Python API is `api.ImageStore`; both open it through `opening`.
+Only `barrier` decides when something is durable.
 """
 
 from pixstorefs.store.opening import open_unlocked
