@@ -41,6 +41,8 @@ echo "anna:x:4321:4321::/mnt/anna:/bin/sh" >>/etc/passwd
 echo "anna:x:4321:" >>/etc/group
 : >/etc/fstab
 chmod 711 /root # so that anna reaches a checkout below it
+# What root of this machine mounted for himself is not this one's.
+rm -rf /root/.local/share/pixstorefs/keyfiles /root/.local/state/pixstorefs
 mkdir -m 700 /mnt/anna /mnt/run
 chown 4321:4321 /mnt/anna
 """
