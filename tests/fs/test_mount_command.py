@@ -461,7 +461,7 @@ class TestEnd:
         os.mkfifo(meeting)
         unmounted.env |= with_bug(
             unmounted,
-            "from pixstorefs.fs.operations import Operations\n"
+            "from pixstorefs.fuse.operations import Operations\n"
             "release = Operations.release\n"
             "async def late(self, handle):\n"
             "    await release(self, handle)\n"
@@ -497,7 +497,7 @@ class TestEnd:
         healthy = dict(unmounted.env)
         unmounted.env |= with_bug(
             unmounted,
-            "from pixstorefs.fs.operations import Operations\n"
+            "from pixstorefs.fuse.operations import Operations\n"
             "async def statfs(self, ctx): raise ZeroDivisionError('a bug')\n"
             "Operations.statfs = statfs\n",
         )

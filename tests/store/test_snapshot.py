@@ -297,7 +297,7 @@ import sys
 from pathlib import Path
 from stores import Place, image, replace_file, save_file
 from test_snapshot import numbered
-from pixstorefs.store.index import ROOT_INO
+from pixstorefs.index.rows import ROOT_INO
 place = Place.__new__(Place)
 place.path, place.keyfile = map(Path, sys.argv[1:])
 store = place.open_store()
