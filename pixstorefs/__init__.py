@@ -45,9 +45,9 @@ def open_store(
     Raises NotAStore, WrongKey, StoreInUse, NewerFormat, CorruptStore, InvalidInput, OSError.
     """
     # Imported here so that `import pixstorefs` and the command line's help stay fast.
-    from pixstorefs import api as images
+    from pixstorefs import api
 
-    return images.open_images(
+    return api.open_images(
         path, passphrase=passphrase, keyfile=keyfile, create=create, read_only=read_only, padding=padding
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from pixstorefs.check.rescue import open_for_reading
 from pixstorefs.errors import ImageNotFound, InvalidInput, NoSpace
 from pixstorefs.format import SEGMENT_SIZE_BYTES
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, extension, sniff
@@ -304,4 +305,8 @@ def open_images(
     if create and not read_only and not is_store(path):
         create_store(path, lambda store_id: secret_for(store_id, new=True), padding=padding)
     secret = secret_for(read_header(path).store_id, new=False)
-    return ImageStore(open_unlocked(path, secret, read_only=read_only))
+
+    def open_store() -> Store:
+        return open_unlocked(path, secret, read_only=read_only)
+
+    return ImageStore(open_for_reading(path, secret, open_store) if read_only else open_store())

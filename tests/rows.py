@@ -7,6 +7,7 @@ import apsw
 from pixstorefs.index import database as index_database
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
+from pixstorefs.store.barrier_record import remove_record
 from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
 
 
@@ -24,3 +25,5 @@ def change_rows(store: str | os.PathLike[str], secret: Secret, *statements: str)
         db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     finally:
         db.close()
+    # A mistake of ours would have written down what it left.
+    remove_record(path)

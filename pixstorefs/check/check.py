@@ -59,6 +59,9 @@ class Checked(Protocol):
     def damaged_copies(self) -> list[str]:
         """Names of copies of the index that are there and of no use."""
 
+    def doubt(self) -> str | None:
+        """Why the index is not the newest one, where nobody has the store open and something says so."""
+
 
 class Check:
     """One check of a store. `run` yields what it finds, as it finds it."""
@@ -100,6 +103,14 @@ class Check:
                 f"{COPIES_FOLDER}/{name}, a copy of the index, cannot be read; the next one replaces it",
             )
         try:
+            doubt = self._view.doubt()
+            if doubt is not None:
+                yield Finding(
+                    "index-outdated",
+                    Reaction.MEND,
+                    f"the index is older than its images: {doubt}. What was saved since is not in it; "
+                    "pixstorefs check --repair brings back what the copies of the index and its log know",
+                )
             yield from self.run_index()
             self._progress.total_images, self._progress.total_bytes = index_walk.total(self._index)
             known_bad, self._progress.bad_version_ids = self._progress.bad_version_ids, []

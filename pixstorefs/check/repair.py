@@ -14,7 +14,6 @@ from contextlib import closing
 from pixstorefs.check.check import is_set_aside
 from pixstorefs.check.lost_and_found import LostAndFound, new_directory
 from pixstorefs.check.restore import restore_index
-from pixstorefs.disk.files import sync_directory
 from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput
 from pixstorefs.index import invariants as invariants
@@ -26,8 +25,10 @@ from pixstorefs.keys.secrets import Secret
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.reader import reader_of
 from pixstorefs.records import Entry, Version
-from pixstorefs.store.header import INDEX_FILE, LOST_FOUND, read_header
+from pixstorefs.store.aside import set_objects_aside
+from pixstorefs.store.header import INDEX_FILE, read_header
 from pixstorefs.store.opening import unlock
+from pixstorefs.store.proof import prove, witnesses
 from pixstorefs.store.store import Store
 
 _CYCLE_LIMIT = 1 << 16
@@ -56,13 +57,20 @@ def prepare(path: str, secret: Secret) -> list[str]:
 
 
 def _restore_if_damaged(path: str, key: bytes, store_id: bytes) -> list[str]:
-    """An index with a page that cannot be read is replaced, before anything is written to it."""
+    """Replace an index that cannot be read, or is not the newest one, before anything is written to it."""
+    index_path = os.path.join(path, INDEX_FILE)
+    found = witnesses(path, index_path, key, store_id)
+    doubt = None
     try:
-        with closing(Index(os.path.join(path, INDEX_FILE), key, store_id)) as index:
-            damaged = bool(invariants.integrity_problems(index))
+        with closing(Index(index_path, key, store_id)) as index:
+            doubt = prove(index, found).doubt
+            damaged = doubt is not None or bool(invariants.integrity_problems(index))
     except CorruptStore:
         damaged = True
-    return restore_index(path, key, store_id).lines() if damaged else []
+    if not damaged:
+        return []
+    reasons = [f"the index was older than its images: {doubt}"] if doubt else []
+    return reasons + restore_index(path, key, store_id).lines()
 
 
 class Repair:
@@ -252,12 +260,5 @@ class Repair:
         source = self._objects.path(version_id)
         if not os.path.lexists(source):
             return
-        folder = os.path.join(self._store.path, LOST_FOUND, "objects")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        target = os.path.join(folder, str(version_id))
-        while os.path.lexists(target):
-            target += "-again"
-        os.rename(source, target)
-        for directory in (self._store.path, os.path.dirname(folder), folder, os.path.dirname(source)):
-            sync_directory(directory)
+        [target] = set_objects_aside(self._store.path, [source])
         self._done.append(f"the object {version_id}, which belongs to no image, is now {target}")

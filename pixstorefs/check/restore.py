@@ -13,20 +13,30 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from pixstorefs.disk.files import sync_directory
+from pixstorefs.disk.files import copy_file, sync_directory
 from pixstorefs.errors import CorruptStore
 from pixstorefs.index import copy as index_copy
 from pixstorefs.index.merge import Merge, Merged
 from pixstorefs.index.rows import Index, State
-from pixstorefs.index.salvage import Pages, read_pages
-from pixstorefs.objects.directory import object_path
-from pixstorefs.store.copies import Copy, good_copies
-from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, root_inode
+from pixstorefs.index.salvage import Salvage, salvage
+from pixstorefs.objects.directory import object_path, version_id_of
+from pixstorefs.store.aside import (
+    INDEX_SUFFIXES,
+    keep_copies,
+    make_folders,
+    new_index_folder,
+    newest_index_folder,
+    objects_aside,
+    set_objects_aside,
+)
+from pixstorefs.store.barrier_record import remove_record
+from pixstorefs.store.copies import good_copies
+from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOST_FOUND, root_inode
 from pixstorefs.store.numbers import BLOCK
+from pixstorefs.store.proof import witnesses
 
-_OBJECTS = "objects"
-_SALVAGE = "salvage"
-_SUFFIXES = ("", "-wal", "-shm")
+_SALVAGE = "index.salvage"
+_NEW = "index.new"
 # What was used since the copy and left no trace (names, folders, drafts) is far below this.
 _GAP = 64 * BLOCK
 
@@ -58,7 +68,10 @@ class Restored:
             sources.append(f"{self.pages_read} of its own pages ({self.pages_lost} could not be read)")
         found = [f"the index was restored from {' and '.join(sources) or 'what was restored before'}"]
         if self.index_aside is not None:
-            found.append(f"the damaged index is now {self.index_aside}")
+            found.append(
+                f"the damaged index is now {self.index_aside}, with the copies that there were: remove that "
+                "folder when nothing is missing"
+            )
         found += [f"{path} is gone: it was deleted, or saved again, since the copy" for path in self.lost]
         found += [f"{path} is an older version: the newest one's key is lost" for path in self.older]
         if self.objects_aside:
@@ -68,6 +81,48 @@ class Restored:
                 f"the index; they are now in {folder}"
             )
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An index that was made anew: its file, what became of the images, and the objects it knows."""
+
+    path: str
+    restored: Restored
+    known: set[int]
+
+
+def build_index(store_path: str, index_key: bytes, store_id: bytes, folder: str) -> Built:
+    """Make an index anew, synced and verified, in the empty folder `folder`. The store stays as it is.
+
+    Raises CorruptStore where there is nothing to restore from, NoSpace, OSError.
+    """
+    index_path = os.path.join(store_path, INDEX_FILE)
+    found = witnesses(store_path, index_path, index_key, store_id)
+    copies = good_copies(store_path, index_key, store_id)
+    copy = copies[0] if copies else None
+    pages = salvage(index_path, index_key, folder, use_log=not found.log_is_older)
+    if pages is None and copy is None:
+        pages = _of_damaged_copies(store_path, index_key, folder)
+    if copy is None and pages is None:
+        raise CorruptStore(
+            f"{index_path} cannot be read, and neither can its copies in {COPIES_FOLDER}/, and nothing "
+            "else holds the keys of the images. Put index.db, or a file of copies/, back from a backup, "
+            "and remove nothing from the store"
+        )
+    new = os.path.join(folder, _NEW)
+    if copy is not None:
+        copy_file(copy.path, new)
+    else:
+        Index.create(new, index_key, store_id, root_inode(0))
+    merged, known = _merge(new, index_key, store_id, pages, objects_in(store_path), found.newest_from_token)
+    restored = Restored(images=merged.images, lost=merged.lost, older=merged.older)
+    if copy is not None:
+        restored.copy_path, restored.copy_made_ns = copy.path, copy.made_ns
+        restored.copy_token = copy.state.durable_token
+    if pages is not None:
+        restored.pages_read, restored.pages_lost = pages.number - len(pages.lost), len(pages.lost)
+    return Built(new, restored, known)
 
 
 def restore_index(
@@ -81,33 +136,21 @@ def restore_index(
     if not os.path.lexists(place.index) and os.path.lexists(place.complete):
         # Killed between the two moves; everything else was done.
         index_copy.verify(place.complete, index_key, store_id)
-        return Restored(images=_images_in(place.complete, index_key, store_id), index_aside=place.swap())
-    place.clear()
-    copies = good_copies(store_path, index_key, store_id)
-    copy = copies[0] if copies else None
-    try:
-        pages = _salvage(place, index_key, need=copy is None)
-        if copy is None and pages is None:
-            raise CorruptStore(
-                f"{place.index} cannot be read, and neither can its copies in {COPIES_FOLDER}/, and nothing "
-                "else holds the keys of the images. Put index.db, or a file of copies/, back from a backup, "
-                "and remove nothing from the store"
-            )
-        restored = Restored()
-        if copy is not None:
-            restored.copy_path, restored.copy_made_ns = copy.path, copy.made_ns
-            restored.copy_token = copy.state.durable_token
-        if pages is not None:
-            restored.pages_read, restored.pages_lost = pages.number - len(pages.lost), len(pages.lost)
-        objects = place.objects()
-        merged, known = _build(place, index_key, store_id, copy, pages, objects)
-        restored.images, restored.lost, restored.older = merged.images, merged.lost, merged.older
-        restored.objects_aside = place.sort_objects(set(objects), known)
-    except BaseException:
+        restored = Restored(images=_images_in(place.complete, index_key, store_id))
+    else:
         place.clear()
-        raise
-    place.finish()
+        try:
+            make_folders(store_path, LOST_FOUND)
+            make_folders(store_path, _SALVAGE)
+            built = build_index(store_path, index_key, store_id, place.scratch)
+            restored = built.restored
+            restored.objects_aside = place.sort_objects(set(objects_in(store_path)), built.known)
+        except BaseException:
+            place.clear()
+            raise
+        place.finish(built.path)
     restored.index_aside = place.swap()
+    remove_record(store_path)  # it speaks of the index that was replaced
     return restored
 
 
@@ -117,126 +160,103 @@ class _Place:
     def __init__(self, store_path: str, now_ns: Callable[[], int]) -> None:
         self.store = store_path
         self.index = os.path.join(store_path, INDEX_FILE)
-        self.new = self.index + ".new"
         self.complete = self.index + ".restored"
-        self.lost_found = os.path.join(store_path, LOST_FOUND)
-        self.scratch = os.path.join(self.lost_found, _SALVAGE)
+        self.scratch = os.path.join(store_path, _SALVAGE)
         self._objects = os.path.join(store_path, "objects")
-        self._aside = os.path.join(self.lost_found, _OBJECTS)
         self._now_ns = now_ns
 
     def clear(self) -> None:
         """Remove what an earlier restoring did not finish."""
-        for path in (self.new, self.complete):
-            for suffix in _SUFFIXES:
-                if os.path.lexists(path + suffix):
-                    os.unlink(path + suffix)
+        if os.path.lexists(self.complete):
+            os.unlink(self.complete)
         shutil.rmtree(self.scratch, ignore_errors=True)
-
-    def objects(self) -> dict[int, int]:
-        """The size of every object, of those set aside by an earlier restoring too."""
-        sizes: dict[int, int] = {}
-        folders = [entry.path for entry in _scan(self._objects) if entry.name.isdecimal()]
-        for folder in [self._aside, *folders]:
-            for entry in _scan(folder):
-                if entry.name.isdecimal() and entry.is_file(follow_symlinks=False):
-                    sizes[int(entry.name)] = entry.stat(follow_symlinks=False).st_size
-        return sizes
 
     def sort_objects(self, objects: set[int], known: set[int]) -> list[str]:
         """Objects without a row are set aside, those with one come back; returns where the first are."""
-        aside = []
-        folders = {self._objects}
-        for version_id in sorted(objects):
+        aside = objects_aside(self.store)
+        folders = {aside}
+        for version_id in sorted(objects & known):
             path = object_path(self._objects, version_id)
-            put_aside = os.path.join(self._aside, str(version_id))
-            if version_id not in known:
-                aside.append(put_aside)
-                source, target = path, put_aside
-            else:
-                source, target = put_aside, path
-            if os.path.lexists(source):
-                os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
-                os.rename(source, target)
-                folders |= {os.path.dirname(source), os.path.dirname(target), self.lost_found}
+            put_aside = os.path.join(aside, str(version_id))
+            if not os.path.lexists(path) and os.path.lexists(put_aside):
+                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+                os.rename(put_aside, path)
+                folders |= {self._objects, os.path.dirname(path)}
         for folder in sorted(folders):
             if os.path.isdir(folder):
                 sync_directory(folder)
-        return aside
+        paths = (object_path(self._objects, version_id) for version_id in sorted(objects - known))
+        return set_objects_aside(self.store, [path for path in paths if os.path.lexists(path)])
 
-    def finish(self) -> None:
+    def finish(self, built: str) -> None:
         """The new index is complete."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        os.rename(self.new, self.complete)
+        os.rename(built, self.complete)
         sync_directory(self.store)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def swap(self) -> str | None:
+    def swap(self) -> str:
         """Set the damaged index and its log aside, put the new one in place; returns where the old is.
 
         The index itself goes first: from then on nobody can open the store but another restoring.
         """
-        present = [suffix for suffix in _SUFFIXES if os.path.lexists(self.index + suffix)]
-        aside = None
-        if present:
-            aside = self._folder_for_index(resume="" not in present)
-            os.makedirs(aside, 0o700, exist_ok=True)
-            for suffix in present:
-                os.rename(self.index + suffix, os.path.join(aside, INDEX_FILE + suffix))
-            for folder in (aside, self.lost_found, self.store):
-                sync_directory(folder)
+        present = [suffix for suffix in INDEX_SUFFIXES if os.path.lexists(self.index + suffix)]
+        # Where only the log is left to move, an earlier run was killed in between.
+        aside = newest_index_folder(self.store) if present and "" not in present else None
+        aside = aside or new_index_folder(self.store, self._now_ns())
+        keep_copies(self.store, aside)
+        for suffix in present:
+            os.rename(self.index + suffix, os.path.join(aside, INDEX_FILE + suffix))
+        for folder in (aside, os.path.dirname(aside), self.store):
+            sync_directory(folder)
         os.rename(self.complete, self.index)
         sync_directory(self.store)
         return aside
 
-    def _folder_for_index(self, *, resume: bool) -> str:
-        """A new folder; where only the log is left to move, the one that the index went to."""
-        earlier = sorted(entry.path for entry in _scan(self.lost_found) if entry.name.startswith("index-"))
-        if resume and earlier:
-            return earlier[-1]
-        name = time.strftime("index-%Y%m%dT%H%M%SZ", time.gmtime(self._now_ns() / 1e9))
-        path = os.path.join(self.lost_found, name)
-        return path if path not in earlier else f"{path}-{len(earlier)}"
+
+def objects_in(store_path: str) -> dict[int, int]:
+    """The size of every object, of those that were set aside, too. Raises OSError."""
+    sizes: dict[int, int] = {}
+    objects = os.path.join(store_path, "objects")
+    folders = [entry.path for entry in _scan(objects) if entry.is_dir(follow_symlinks=False)]
+    for folder in [objects_aside(store_path), *folders]:
+        for entry in _scan(folder):
+            version_id = version_id_of(entry.name)
+            if version_id is not None and entry.is_file(follow_symlinks=False):
+                sizes[version_id] = entry.stat(follow_symlinks=False).st_size
+    return sizes
 
 
-def _salvage(place: _Place, key: bytes, *, need: bool) -> Pages | None:
-    """What can be read of the index; where it is `need`ed, of a damaged copy if the index gives nothing."""
-    os.makedirs(place.scratch, 0o700, exist_ok=True)
-    folder = os.path.join(place.store, COPIES_FOLDER)
-    damaged = [entry.path for entry in _scan(folder) if entry.name.endswith(".db")] if need else []
-    for path in [place.index, *damaged]:
-        pages = read_pages(path, key, place.scratch)
-        if pages is not None and len(pages.lost) < pages.number:
+def _of_damaged_copies(store_path: str, key: bytes, folder: str) -> Salvage | None:
+    """What can be read of the copies, where none is whole and the index gives nothing."""
+    for name in COPY_NAMES:
+        pages = salvage(os.path.join(store_path, COPIES_FOLDER, name), key, folder)
+        if pages is not None:
             return pages
     return None
 
 
-def _build(
-    place: _Place,
+def _merge(
+    path: str,
     key: bytes,
     store_id: bytes,
-    copy: Copy | None,
-    pages: Pages | None,
+    pages: Salvage | None,
     objects: dict[int, int],
+    newest_from_token: int | None,
 ) -> tuple[Merged, set[int]]:
-    """Make the new index, synced; returns what became of the images and which objects it knows."""
-    if copy is not None:
-        shutil.copyfile(copy.path, place.new)
-        os.chmod(place.new, 0o600)
-    else:
-        Index.create(place.new, key, store_id, root_inode(0))
-    with closing(Index(place.new, key, store_id)) as index:
+    """Bring the index at `path` up to date, synced; returns what became of the images, and known objects."""
+    with closing(Index(path, key, store_id)) as index:
         with index.transaction():
-            merge = Merge(index, objects, pages)
+            merge = Merge(index, objects, pages, newest_from_token=newest_from_token)
             merged = merge.merge()
             index.put_state(_raised(merge.state(), merge.highest(), max(objects, default=0)))
             known = index.known_objects(0)
         index.checkpoint()
         index.empty_log(checkpointed=True)
-    for suffix in _SUFFIXES[1:]:
-        if os.path.lexists(place.new + suffix):
-            os.unlink(place.new + suffix)
-    index_copy.sync_file(place.new)
-    index_copy.verify(place.new, key, store_id)
+    for suffix in INDEX_SUFFIXES[1:]:
+        if os.path.lexists(path + suffix):
+            os.unlink(path + suffix)
+    index_copy.sync_file(path)
+    index_copy.verify(path, key, store_id)
     return merged, known
 
 

@@ -18,6 +18,7 @@ from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.store.copies import damaged_copies
 from pixstorefs.store.header import INDEX_FILE, read_header
 from pixstorefs.store.opening import unlock
+from pixstorefs.store.proof import prove, witnesses
 
 
 class StoreView:
@@ -40,6 +41,7 @@ class StoreView:
                 index_path = self._copied(index_path)
                 writable = True
             self._writable = writable
+            self._witnesses = witnesses(path, index_path, key, header.store_id)
             self.index = Index(
                 index_path, key, header.store_id, read_only=not writable, beside_owner=writable
             )
@@ -57,6 +59,15 @@ class StoreView:
     def damaged_copies(self) -> list[str]:
         """Names of copies of the index that are there and of no use."""
         return damaged_copies(self.path, self.index_key, self.store_id)
+
+    def doubt(self) -> str | None:
+        """Why the index is not the newest one, where nobody has the store open and something says so.
+
+        An owner changes index, log and record all the time, and proved its index when it began.
+        """
+        if self.is_owned():
+            return None
+        return prove(self.index, self._witnesses, has_log=self._writable).doubt
 
     def copy_index(self, target: str) -> None:
         """Write the index of this moment to the new file `target`, synced.

@@ -127,7 +127,7 @@ def _repair(place: str, secret: "Secret", report: "CheckReport") -> None:
         if report.interrupted:
             return
         for found in report.findings:
-            if found.kind == "index-damaged":
+            if found.kind in ("index-damaged", "index-outdated"):
                 raise CorruptStore("nothing was repaired: the rows of a damaged index cannot be trusted")
         recovered = [f"recovered: {line}" for line in store.report]
         report.done = recovered + Repair(store).run(report.findings, done)

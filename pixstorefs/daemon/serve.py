@@ -13,6 +13,7 @@ import os
 import pyfuse3
 import trio
 
+from pixstorefs.check.rescue import open_for_reading
 from pixstorefs.daemon import linux, mounts, owner, session
 from pixstorefs.daemon.idle import IdleWatch
 from pixstorefs.daemon.plan import MountPlan
@@ -86,7 +87,7 @@ def _open_store(plan: MountPlan, secret: Secret) -> Store:
         return open_unlocked(plan.store_path, secret, read_only=plan.read_only, mountpoint=plan.mountpoint)
 
     try:
-        return attempt()
+        return open_for_reading(plan.store_path, secret, attempt) if plan.read_only else attempt()
     except StoreInUse:
         if not _predecessor_ended(plan.store_path):
             raise

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 # What every disk takes at once. Linux reads no more than that for one call, and says nothing
 # (force_page_cache_ra in mm/readahead.c).
 _READ_AHEAD_PIECE_BYTES = 128 << 10
+_CHUNK_SIZE_BYTES = 1 << 20
 
 
 def sync_directory(path: str) -> None:
@@ -91,3 +92,23 @@ def removed_on_error(path: str) -> Iterator[None]:
         if os.path.lexists(path):
             os.unlink(path)
         raise
+
+
+def copy_file(source: str, target: str) -> None:
+    """A new file with the content of another, synced. Raises FileExistsError, OSError."""
+    here = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        there = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            copy_content(here, there)
+            os.fsync(there)
+        finally:
+            os.close(there)
+    finally:
+        os.close(here)
+
+
+def copy_content(here: int, there: int) -> None:
+    """Copy all of one open file to another, from where they stand. Raises OSError."""
+    while chunk := os.read(here, _CHUNK_SIZE_BYTES):
+        write_fully(there, memoryview(chunk), lambda: None)

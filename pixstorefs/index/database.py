@@ -12,9 +12,10 @@ and a power loss could leave the old header with old pages behind it, which then
 
 import logging
 import os
+import stat
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +24,7 @@ import apsw
 from pixstorefs.disk.files import affordable_size, fill_with_zeros, sync_directory
 from pixstorefs.disk.page_lock import PageLock
 from pixstorefs.errors import CorruptStore, NoSpace, PixstoreError, ReadOnlyStore
+from pixstorefs.index.log import Position, salts_in
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,10 @@ _PART_OF_DISK = 32
 _PAGE_SIZE_BYTES = 4096
 _BUSY_TIMEOUT_MS = 10_000
 _STEPS_BETWEEN_SIGNALS = 100_000
+_ADVICE = (
+    "The images' objects are untouched; do not write to the store: "
+    "pixstorefs check --repair restores the index"
+)
 
 
 class Database:
@@ -45,11 +51,9 @@ class Database:
         """Open an existing database, as `connect` does. Raises CorruptStore, OSError."""
         self.path = path
         self._key = key
-        if not os.path.exists(path):
-            raise CorruptStore(
-                f"{path} is missing: the store has lost its index. pixstorefs check --repair restores it"
-            )
         self._db = connect(path, key, read_only=read_only, beside_owner=beside_owner)
+        # Which file that is. SQLite goes on with it when another one gets its name.
+        self._file = os.stat(path)
         # One cursor for everything: each statement is run to its end before the next one begins.
         self._cursor = self._db.cursor()
         self._checkpointer: apsw.Connection | None = None
@@ -111,17 +115,52 @@ class Database:
 
     # Durability
 
+    def log_position(self) -> Position:
+        """How far the log reaches: behind the last commit (with the lock held). Raises OSError."""
+        if not self._log_pages:
+            return Position()
+        if self._log_fd < 0:
+            self._open_log()
+        return Position(salts_in(self._log_fd), self._log_pages)
+
+    def readable_frames(self) -> int:
+        """How many frames of the log SQLite reads, up to the last commit that is whole. Changes nothing."""
+        with translated(self.path):
+            frames, _ = self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+        return max(frames, 0)
+
     def sync_log(self) -> None:
-        """Make every committed transaction durable. Called without the store's lock, from any thread."""
+        """Make every committed transaction durable. Called without the store's lock, from any thread.
+
+        Raises CorruptStore where the index or its log was removed or replaced, OSError.
+        """
         if self._log_fd < 0:
             try:
-                # Only the log is opened: closing a second descriptor of index.db itself would drop
-                # SQLite's POSIX locks on it (fcntl(2)).
-                self._log_fd = os.open(self.path + "-wal", os.O_RDONLY)
+                self._open_log()
             except FileNotFoundError:
                 return
             sync_directory(os.path.dirname(self.path))
+        self._require_names()
         os.fdatasync(self._log_fd)
+
+    def _require_names(self) -> None:
+        """Refuse to call durable what lies in a file that the next opening will not find."""
+        for path, status in ((self.path, self._file), (self.path + "-wal", os.fstat(self._log_fd))):
+            try:
+                same = os.path.samestat(os.stat(path), status)
+            except FileNotFoundError:
+                same = False
+            if not same:
+                raise CorruptStore(
+                    f"{path} was removed or replaced while the store is in use: what is saved now reaches a "
+                    "file that nobody finds again. Copy what you saved last to another place, then unmount; "
+                    "pixstorefs check --repair restores the rest"
+                )
+
+    def _open_log(self) -> None:
+        # Only the log is opened: closing a second descriptor of index.db itself would drop SQLite's POSIX
+        # locks on it (fcntl(2)).
+        self._log_fd = os.open(self.path + "-wal", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     @contextmanager
     def log_at_rest(self, *, wait: bool) -> Iterator[bool]:
@@ -148,6 +187,8 @@ class Database:
         """
         with translated(self.path):
             if self._checkpointer is None:
+                if self._log_fd >= 0:
+                    self._require_names()  # this connection opens the name again
                 self._checkpointer = connect(self.path, self._key)
                 self._checkpointer.execute("PRAGMA synchronous=FULL").fetchall()
                 self._checkpointer.set_busy_timeout(0)
@@ -181,20 +222,27 @@ class Database:
         size_bytes = log_size_bytes(self.path)
         return size_bytes <= _LOG_KEPT_BYTES and self._log_lock.hold(self._log_fd, size_bytes)
 
-    def empty_log(self, *, checkpointed: bool, wait_ms: int = 0) -> None:
+    def empty_log(
+        self, *, checkpointed: bool, wait_ms: int = 0, withdraw: Callable[[], bool] | None = None
+    ) -> None:
         """Truncate the log after a complete checkpoint (with the lock held).
 
-        A log that new frames reached meanwhile stays, unless it is above LOG_LIMIT_BYTES. So does one that
-        another process reads (`pixstorefs check`) for longer than `wait_ms`: the next time will do.
+        `withdraw` is called before: whoever wrote down how far the log has to reach takes that back, and
+        says whether that is done. If it is not, the log stays. A log that new frames reached meanwhile
+        stays, unless it is above LOG_LIMIT_BYTES. So does one that another process reads (`pixstorefs
+        check`) for longer than `wait_ms`: the next time will do.
         """
         if self._checkpointer is None:
             return
         if not checkpointed and log_size_bytes(self.path) < LOG_LIMIT_BYTES:
             return
+        if withdraw is not None and not withdraw():
+            return
         with translated(self.path):
             self._checkpointer.set_busy_timeout(wait_ms)
             try:
                 self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                self._log_pages = 0
             except apsw.BusyError:
                 pass
             finally:
@@ -202,15 +250,24 @@ class Database:
 
 
 def connect(
-    path: str, key: bytes, *, read_only: bool = False, beside_owner: bool = False, journal: bool = True
+    path: str,
+    key: bytes,
+    *,
+    read_only: bool = False,
+    beside_owner: bool = False,
+    journal: bool = True,
+    new: bool = False,
 ) -> apsw.Connection:
     """A connection with the index's settings. Raises CorruptStore, OSError.
 
     `read_only` is for a store that nobody changes meanwhile, `beside_owner` for one that another connection
     may be writing to: it reads the log, too, and never writes or moves it. Without `journal` nothing protects
-    what is written: for a file that is thrown away if it fails.
+    what is written: for a file that is thrown away if it fails. `new`: the caller has just made the file,
+    and it is empty. Every other file is never created, nor taken for a database without rows.
     """
-    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    if not new:
+        require_pages(path)
+    flags = apsw.SQLITE_OPEN_READWRITE
     if beside_owner or read_only:
         flags = apsw.SQLITE_OPEN_READONLY
     name = uri(path)
@@ -247,6 +304,22 @@ def connect(
     return db
 
 
+def require_pages(path: str) -> None:
+    """Refuse what cannot hold a database before SQLite sees it. Raises CorruptStore, OSError.
+
+    SQLite makes an empty file an empty database, authentic under our key, and deletes its log: every row of
+    the store would be gone, and nothing would tell.
+    """
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CorruptStore(f"{path} is missing: the store has lost its index. {_ADVICE}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise CorruptStore(f"{path} is no file: the store has lost its index. {_ADVICE}")
+    if status.st_size < _PAGE_SIZE_BYTES:
+        raise CorruptStore(f"{path} is damaged: it has {status.st_size} bytes. {_ADVICE}")
+
+
 def uri(path: str) -> str:
     """The name of a database for SQLite: APSW takes text only, and a path may hold bytes that are none."""
     return "file://" + urllib.parse.quote(os.path.abspath(os.fsencode(path)))
@@ -268,10 +341,7 @@ def _translation(path: str, error: apsw.Error) -> PixstoreError:
         case apsw.ReadOnlyError():
             return ReadOnlyStore(f"{path} cannot be written: {error}")
         case apsw.NotADBError() | apsw.CorruptError():
-            return CorruptStore(
-                f"{path} is damaged, or was encrypted under another key ({error}). The images' objects are "
-                "untouched; do not write to the store: pixstorefs check --repair restores the index"
-            )
+            return CorruptStore(f"{path} is damaged, or was encrypted under another key ({error}). {_ADVICE}")
         case apsw.IOError():
             return CorruptStore(f"the disk failed under {path}: {error}")
         case _:

@@ -1,9 +1,10 @@
-"""One index out of a copy and what could be read of the damaged index that came after it.
+"""One index out of a copy and what could be read of the index itself.
 
-A row that was read is newer than the copy's and wins. A row that only the copy has was deleted since, or lay
-on a lost page. Which of them is told by its witnesses: the object of a version, the index `entry_by_name` of
-an entry (it holds the name a second time, on another page). Where they leave a doubt the row comes back:
-a deleted folder that returns is a nuisance, a lost image is lost.
+Of two rows the newer one wins: the row that was read, unless it is known to be older than the copy's. A row
+that only the copy has was deleted since, or lay on a page that is lost, or what was read is older than that.
+Which of them is told by its witnesses: the object of a version, the index `entry_by_name` of an entry (it
+holds the name a second time, on another page). Where they leave a doubt the row comes back: a deleted folder
+that returns is a nuisance, a lost image is lost.
 """
 
 import stat
@@ -11,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pixstorefs.errors import CorruptStore
 from pixstorefs.format import sealed_size
 from pixstorefs.imaging.formats import extension
 from pixstorefs.index.paths import path_of
 from pixstorefs.index.rows import ROOT_INO, Index, State
-from pixstorefs.index.salvage import Pages, rows
+from pixstorefs.index.salvage import Pages, Salvage, rows
 from pixstorefs.index.schema import IS_DIRECTORY, IS_FILE, is_type
 
 # How many columns the rows have, which tells most of them apart; see schema.
@@ -34,17 +36,30 @@ class Merged:
 class Merge:
     """Brings an index, which holds what a copy held, up to date. Inside one transaction of it."""
 
-    def __init__(self, index: Index, objects: Mapping[int, int], pages: Pages | None) -> None:
-        """`objects`: the size of every object on disk. `pages`: what was read of the damaged index."""
+    def __init__(
+        self,
+        index: Index,
+        objects: Mapping[int, int],
+        salvage: Salvage | None,
+        *,
+        newest_from_token: int | None,
+    ) -> None:
+        """`objects`: the size of every object on disk. `salvage`: what was read of the damaged index.
+
+        But for its lost pages that is the newest state there was if its durable token is not below
+        `newest_from_token`; None: nothing tells. Raises CorruptStore where all objects are missing.
+        """
         self._index = index
         self._objects = objects
         self._run = index.execute
-        # One lost page cannot hold an entry and its witness.
-        self._certain = pages is not None and len(pages.lost) <= 1
-        self._complete = pages is not None and not pages.lost
         self._old = index.state()
         self._read: State | None = None
-        self._load(pages)
+        self._load(salvage)
+        self._read_wins = self._newest_read_token() >= self._old.durable_token
+        # One lost page cannot hold an entry and its witness.
+        # Pages of which none is lost and that contradict each other are of different ages.
+        explained = salvage is not None and (len(salvage.lost) == 1 or salvage.agrees)
+        self._certain = explained and self._is_newest(newest_from_token)
 
     def merge(self) -> Merged:
         """Do it; the index is then whole, and is left as after an unclean stop, to be recovered."""
@@ -66,9 +81,9 @@ class Merge:
         """The newer of the two state rows; the copy's where the other was on a lost page."""
         if self._read is None:
             return self._old
-        state = replace(self._read)
+        state = replace(self._read if self._read_wins else self._old)
         for name in ("next_ino", "next_cookie", "next_version_id", "next_token"):
-            setattr(state, name, max(getattr(state, name), getattr(self._old, name)))
+            setattr(state, name, max(getattr(self._read, name), getattr(self._old, name)))
         return state
 
     def highest(self) -> State:
@@ -84,13 +99,22 @@ class Merge:
 
     # Loading
 
-    def _load(self, pages: Pages | None) -> None:
+    def _load(self, salvage: Salvage | None) -> None:
         for table in ("inode", "version", "entry", "xattr", "displaced"):
             self._run(f"CREATE TEMP TABLE read_{table} AS SELECT * FROM main.{table} LIMIT 0")
         self._run("CREATE TEMP TABLE read_name (parent, name, cookie, PRIMARY KEY (parent, cookie))")
         self._run("CREATE TEMP TABLE read_linked (ino, parent, cookie, PRIMARY KEY (parent, cookie))")
-        if pages is None:
+        if salvage is None:
             return
+        for pages in filter(None, (salvage.older, salvage.newest)):
+            self._load_rows(pages)
+        self._run("CREATE INDEX temp.read_inode_ino ON read_inode (ino)")
+        self._run("CREATE INDEX temp.read_version_id ON read_version (version_id)")
+        self._run("CREATE INDEX temp.read_entry_id ON read_entry (parent, cookie)")
+        if salvage.older is not None:
+            self._drop_former_names()
+
+    def _load_rows(self, pages: Pages) -> None:
         inserts = {
             table: f"INSERT OR IGNORE INTO read_{table} VALUES ({', '.join('?' * columns)})"
             for table, columns in _COLUMNS.items()
@@ -98,17 +122,51 @@ class Merge:
         for of_table, row in rows(pages):
             kind = _table(of_table, row)
             if kind == "state":
-                self._read = State(*row[2:])
+                self._note_state(row)
             elif kind is not None:
                 self._run(inserts[kind], row)
-        self._run("CREATE INDEX temp.read_inode_ino ON read_inode (ino)")
-        self._run("CREATE INDEX temp.read_version_id ON read_version (version_id)")
-        self._run("CREATE INDEX temp.read_entry_id ON read_entry (parent, cookie)")
+
+    def _note_state(self, row: tuple[Any, ...]) -> None:
+        """Take the newest state row of this store: of another one no row counts."""
+        if row[1] != self._index.store_id:
+            return
+        state = State(*row[2:])
+        if self._read is None or state.durable_token >= self._read.durable_token:
+            self._read = state
+
+    def _is_newest(self, from_token: int | None) -> bool:
+        if self._read is None or from_token is None:
+            return False
+        return self._read_wins and self._read.durable_token >= from_token
+
+    def _newest_read_token(self) -> int:
+        """The newest change that what was read tells of; that of its rows where its state row is lost."""
+        if self._read is not None:
+            return self._read.durable_token
+        [(token,)] = self._run("SELECT coalesce(max(token), -1) FROM temp.read_version")
+        return int(token)
+
+    def _drop_former_names(self) -> None:
+        """Drop names that stood on an older content of a page, and that their file has no more."""
+        self._run(
+            "DELETE FROM temp.read_entry WHERE linked=0 AND EXISTS (SELECT 1 FROM temp.read_inode i"
+            " JOIN temp.read_entry home ON home.parent=i.home_parent AND home.cookie=i.home_cookie"
+            " WHERE i.ino=read_entry.ino AND home.ino=i.ino"
+            " AND (i.home_parent, i.home_cookie) <> (read_entry.parent, read_entry.cookie))"
+        )
 
     # Merging
 
     def _merge_versions(self) -> None:
-        self._run("INSERT OR REPLACE INTO version SELECT * FROM temp.read_version ORDER BY retired_by")
+        wins = "REPLACE" if self._read_wins else "IGNORE"
+        # A key that was destroyed is: the state in which it was there is the older one.
+        self._run("CREATE TEMP TABLE deleted AS SELECT version_id FROM version WHERE key IS NULL")
+        self._run(f"INSERT OR {wins} INTO version SELECT * FROM temp.read_version ORDER BY retired_by")
+        self._run(
+            "UPDATE version SET key=NULL WHERE version_id IN (SELECT version_id FROM temp.deleted"
+            " UNION SELECT version_id FROM temp.read_version WHERE key IS NULL)"
+        )
+        self._require_objects()
         # Of each image the newest version that can be opened.
         self._run(
             "CREATE TEMP TABLE newest (ino INTEGER PRIMARY KEY, version_id, size_bytes, stored_size_bytes,"
@@ -130,13 +188,28 @@ class Merge:
         for row in found.values():
             self._run("INSERT INTO temp.newest VALUES (?,?,?,?,?,?)", row)
 
+    def _require_objects(self) -> None:
+        """Without a single object every image would count as gone. They are somewhere else, more likely."""
+        [(stored,)] = self._run(
+            "SELECT count(*) FROM version WHERE key IS NOT NULL AND stored_size_bytes > 0"
+        )
+        if stored and not self._objects:
+            raise CorruptStore(
+                f"the index knows {stored} objects, and the folder of objects has none. Is its disk mounted? "
+                "Put the objects back, then repair again. Nothing was changed"
+            )
+
     def _merge_inodes(self) -> None:
         self._run("CREATE TEMP TABLE only_copied (ino INTEGER PRIMARY KEY)")
         self._run(
             "INSERT INTO temp.only_copied SELECT ino FROM inode"
             " WHERE ino NOT IN (SELECT ino FROM temp.read_inode)"
         )
-        self._run("INSERT OR REPLACE INTO inode SELECT * FROM temp.read_inode ORDER BY ctime_ns")
+        self._run(
+            "INSERT OR REPLACE INTO inode SELECT * FROM temp.read_inode r WHERE NOT EXISTS"
+            f" (SELECT 1 FROM inode c WHERE c.ino=r.ino AND {self._copy_is_newer()})"
+            " ORDER BY version_id, ctime_ns"
+        )
         # What is not there falls back to the newest version that is; what only the copy has goes forward.
         self._run("CREATE TEMP TABLE older (ino INTEGER PRIMARY KEY)")
         self._run(
@@ -153,12 +226,25 @@ class Merge:
             "  version_id NOT IN (SELECT version_id FROM temp.usable))"
         )
 
+    def _copy_is_newer(self) -> str:
+        """The condition that the copy's row `c` of an inode is newer than the row `r` that was read.
+
+        Versions of an image are numbered upward; the clock decides between rows that have the same one.
+        """
+        if self._certain:
+            return "0"
+        same = "c.version_id IS r.version_id"
+        tie = "c.ctime_ns > r.ctime_ns" if self._read_wins else "c.ctime_ns >= r.ctime_ns"
+        return f"(c.version_id > r.version_id OR ({same} AND {tie}))"
+
     def _merge_entries(self) -> None:
         self._run(
             "CREATE TEMP TABLE merged (parent, cookie, name, ino, linked,"
             " PRIMARY KEY (parent, cookie), UNIQUE (parent, name))"
         )
         self._run("CREATE INDEX temp.merged_ino ON merged (ino)")
+        if not self._read_wins:
+            self._run("INSERT OR IGNORE INTO temp.merged SELECT * FROM entry")
         self._run("INSERT OR IGNORE INTO temp.merged SELECT * FROM temp.read_entry ORDER BY cookie DESC")
         # An entry whose page is lost, out of its witness and the inode that remembers it.
         self._run("CREATE TEMP TABLE home AS SELECT home_parent, home_cookie, ino FROM inode")
@@ -188,12 +274,11 @@ class Merge:
         )
 
     def _merge_the_rest(self) -> None:
-        if self._complete:
-            self._run("DELETE FROM xattr")
-        self._run("INSERT OR REPLACE INTO xattr SELECT * FROM temp.read_xattr")
-        if self._read is not None:
+        wins = "REPLACE" if self._read_wins else "IGNORE"
+        self._run(f"INSERT OR {wins} INTO xattr SELECT * FROM temp.read_xattr")
+        if self._read is not None and self._read_wins:
             self._run("DELETE FROM displaced")
-        self._run("INSERT OR REPLACE INTO displaced SELECT * FROM temp.read_displaced")
+        self._run(f"INSERT OR {wins} INTO displaced SELECT * FROM temp.read_displaced")
 
     # What is left over
 

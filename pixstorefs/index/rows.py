@@ -67,7 +67,7 @@ class Index(Database):
         # SQLite would make it readable for all, and gives its log the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         with translated(path):
-            db = connect(path, key)
+            db = connect(path, key, new=True)
             db.execute("PRAGMA synchronous=FULL").fetchall()
             with db:
                 db.execute(f"PRAGMA application_id={APPLICATION_ID}")

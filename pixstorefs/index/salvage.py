@@ -8,17 +8,22 @@ the leaves hold is what the index held. Layout: https://sqlite.org/fileformat2.h
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apsw
 
+from pixstorefs.errors import CorruptStore
 from pixstorefs.index.database import connect, uri
+from pixstorefs.index.log import Run, newest_run
 
 PAGE_SIZE_BYTES = 4096
 _USABLE_BYTES = PAGE_SIZE_BYTES - 64  # the cipher's tag and nonce
-_SUFFIXES = ("", "-wal", "-shm")
+_LOG_SUFFIX = "-wal"
+_SUFFIXES = ("", _LOG_SUFFIX, "-shm")
 # Damage that is more than single pages is skipped in steps that double: a page costs a pass over the file.
 _SINGLE_PAGES = 200
 
@@ -27,48 +32,130 @@ _INTERIOR_INDEX, _LEAF_INDEX, _LEAF_TABLE = 2, 10, 13
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """The decrypted pages of an index, one after the other, and the numbers of those that are lost."""
+    """Decrypted pages of an index, one after the other, and the numbers of those that are lost.
+
+    `only`: the pages whose rows count, where those of the others are known already.
+    """
 
     data: bytes
     lost: frozenset[int]
-
-    @property
-    def number(self) -> int:
-        """How many there were, as far as can be told."""
-        return max(len(self.data) // PAGE_SIZE_BYTES, max(self.lost, default=0))
+    only: frozenset[int] | None = None
 
 
-def read_pages(path: str, key: bytes, scratch: str) -> Pages | None:
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What can be read of an index. `newest`: each page as it was written last.
+
+    `older`: of the pages that are lost there, what stood on them before. `lost`: pages whose last content is
+    lost. `number`: how many pages there were, as far as can be told. `agrees`: none is lost, and none is
+    older than what others tell of it.
+    """
+
+    newest: Pages
+    older: Pages | None
+    lost: frozenset[int]
+    number: int
+    agrees: bool
+
+
+def salvage(path: str, key: bytes, scratch: str, *, use_log: bool = True) -> Salvage | None:
     """Read every page that opens, the log's included; None where nothing is there to read.
 
-    Works on copies in the directory `scratch` (the index itself is not touched, and nothing is decrypted
-    onto the disk). Raises OSError where there is no room for them.
+    Frames of the log count as far as its newest run goes, also behind one that is damaged, where SQLite reads
+    no further. Works on copies in the directory `scratch` (the index itself is not touched, and nothing is
+    decrypted onto the disk). Raises OSError where there is no room for them.
     """
-    if not any(os.path.exists(path + suffix) and os.path.getsize(path + suffix) for suffix in _SUFFIXES[:2]):
+    run = newest_run(path + _LOG_SUFFIX) if use_log else Run(b"", ())
+    if not _size_bytes(path) and not run.frames:
         return None
-    work = os.path.join(scratch, "salvage.db")
-    carrier = _Carrier(os.path.join(scratch, "carrier.db"), key)
-    replaced: set[int] = set()
+    work = _Work(path, key, scratch, run)
     try:
-        for suffix in _SUFFIXES[:2]:
-            _copy(path + suffix, work + suffix)
-        data = _serialized(work, key)
-        while (bad := _first_unread(data)) is not None:
-            # The first time also what is known to be lost without trying.
-            pages = {bad} | _blank_pages(work) if not replaced else set(range(bad, bad + _step(replaced)))
-            if pages <= replaced:
-                return None
-            carrier.replace(work, pages - replaced)
-            replaced |= pages
-            data = _serialized(work, key)
-        lost = carrier.standing_in(data, replaced)
+        newest = work.read(skip=frozenset())
+        if newest is None:
+            return None
+        agrees = not newest.lost and work.agrees()
+        older = work.read(skip=newest.lost) if newest.lost & work.pages_in_log else None
     finally:
-        carrier.remove()
-        _remove(work)
+        work.remove()
+    lost = newest.lost
     if 1 not in lost:
         # Cut off: SQLite says in the first page how many there were.
-        lost |= set(range(len(data) // PAGE_SIZE_BYTES + 1, int.from_bytes(data[28:32], "big") + 1))
-    return Pages(data, frozenset(lost))
+        said = int.from_bytes(newest.data[28:32], "big")
+        lost |= set(range(len(newest.data) // PAGE_SIZE_BYTES + 1, said + 1))
+    if older is not None:
+        only = newest.lost - older.lost
+        older = replace(older, only=only) if only else None
+    number = max(len(newest.data) // PAGE_SIZE_BYTES, *lost, 0)
+    return Salvage(newest, older, frozenset(lost), number, agrees and not lost)
+
+
+class _Work:
+    """A copy of the index in which the frames of the log have taken their places, to be read."""
+
+    def __init__(self, path: str, key: bytes, scratch: str, run: Run) -> None:
+        self._path = path
+        self._key = key
+        self._work = os.path.join(scratch, "salvage.db")
+        self._carrier = _Carrier(os.path.join(scratch, "carrier.db"), key)
+        # Of each page the places of its frames. A page number that cannot be is a damaged one.
+        most = _size_bytes(path) // PAGE_SIZE_BYTES + len(run.frames) + 1
+        self._frames: dict[int, list[int]] = {}
+        for frame in run.frames:
+            if 0 < frame.page <= most:
+                self._frames.setdefault(frame.page, []).append(frame.offset)
+
+    @property
+    def pages_in_log(self) -> set[int]:
+        """Numbers of the pages that the log has."""
+        return set(self._frames)
+
+    def read(self, *, skip: frozenset[int]) -> Pages | None:
+        """Read all pages, each as it was written last, and those in `skip` as they were before that.
+
+        None where none opens.
+        """
+        _copy(self._path, self._work)
+        self._place_frames(skip)
+        replaced: set[int] = set()
+        if not _size_bytes(self._work):
+            return None
+        data = _serialized(self._work, self._key)
+        while (bad := _first_unread(data)) is not None:
+            # The first time also what is known to be lost without trying.
+            pages = (
+                {bad} | _blank_pages(self._work) if not replaced else set(range(bad, bad + _step(replaced)))
+            )
+            if pages <= replaced:
+                return None
+            self._carrier.replace(self._work, pages - replaced)
+            replaced |= pages
+            data = _serialized(self._work, self._key)
+        lost = self._carrier.standing_in(data, replaced)
+        return Pages(data, frozenset(lost)) if len(lost) * PAGE_SIZE_BYTES < len(data) else None
+
+    def agrees(self) -> bool:
+        """Whether the pages that were just read belong together: every one of them may open all the same."""
+        try:
+            with closing(connect(self._work, self._key, read_only=True)) as db:
+                return db.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
+        except (CorruptStore, apsw.Error):
+            return False
+
+    def _place_frames(self, skip: frozenset[int]) -> None:
+        if not self._frames:
+            return
+        with open(self._path + _LOG_SUFFIX, "rb", buffering=0) as log, open(self._work, "r+b") as file:
+            for page, offsets in self._frames.items():
+                usable = offsets[:-1] if page in skip else offsets
+                content = _read_page(log.fileno(), usable[-1]) if usable else b""
+                if content:
+                    file.seek((page - 1) * PAGE_SIZE_BYTES)
+                    file.write(content)
+
+    def remove(self) -> None:
+        """Remove the copy."""
+        self._carrier.remove()
+        _remove(self._work)
 
 
 def _step(replaced: set[int]) -> int:
@@ -116,7 +203,10 @@ class _Carrier:
         _remove(self._path)
 
     def _grow(self, pages: int) -> None:
-        db = connect(self._path, self._key, journal=False)
+        new = not os.path.lexists(self._path)
+        if new:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        db = connect(self._path, self._key, journal=False, new=new)
         try:
             db.execute("CREATE TABLE IF NOT EXISTS filler (zeros)")
             while db.pragma("page_count") < pages:
@@ -168,21 +258,56 @@ def _blank_pages(work: str) -> set[int]:
 
 
 def _copy(source: str, target: str) -> None:
-    """Copy a file as far as the disk can read it, zeros for what it cannot."""
-    _remove_file(target)
+    """Copy a file as far as the disk can read it, zeros for what it cannot, without the hole at its end.
+
+    Raises OSError.
+    """
+    _remove(target)
     try:
-        source_fd = os.open(source, os.O_RDONLY)
-    except FileNotFoundError:
-        open(target, "xb").close()
+        source_fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        open(target, "xb", opener=_private).close()
         return
     with open(source_fd, "rb", buffering=0), open(target, "xb", opener=_private) as file:
-        for offset in range(0, os.fstat(source_fd).st_size, PAGE_SIZE_BYTES):
-            try:
-                file.write(os.pread(source_fd, PAGE_SIZE_BYTES, offset))
-            except OSError as error:
-                if error.errno != errno.EIO:
-                    raise
-                file.write(bytes(PAGE_SIZE_BYTES))
+        if not stat.S_ISREG(os.fstat(source_fd).st_mode):
+            return
+        for start, end in _written_ranges(source_fd):
+            first = start // PAGE_SIZE_BYTES * PAGE_SIZE_BYTES
+            file.seek(first)
+            for offset in range(first, end, PAGE_SIZE_BYTES):
+                file.write(_read_page(source_fd, offset))
+
+
+def _written_ranges(fd: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are no holes (lseek(2)): it may have been made terabytes long."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _read_page(fd: int, offset: int) -> bytes:
+    try:
+        return os.pread(fd, PAGE_SIZE_BYTES, offset)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return bytes(PAGE_SIZE_BYTES)
+
+
+def _size_bytes(path: str) -> int:
+    """The length of a regular file, 0 where there is none."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _private(path: str, flags: int) -> int:
@@ -210,7 +335,7 @@ def rows(pages: Pages) -> Iterator[tuple[bool, tuple[Any, ...]]]:
     The row id comes in place of a first column that is NULL (an INTEGER PRIMARY KEY). A row that goes on in
     a page that is lost is left out.
     """
-    for page in range(1, len(pages.data) // PAGE_SIZE_BYTES + 1):
+    for page in pages.only or range(1, len(pages.data) // PAGE_SIZE_BYTES + 1):
         if page in pages.lost:
             continue
         start = (page - 1) * PAGE_SIZE_BYTES

@@ -25,6 +25,10 @@ SYNCFS_FROM_OBJECTS = 16
 # So many segments are sealed before they are written, in the buffer that all share.
 BATCH_SEGMENTS = 8
 
+# Far below what SQLite can store, so that no forged name exhausts the numbers.
+LAST_VERSION_ID = 1 << 62
+_LONGEST_NAME = 19
+
 # A directory or a link lies in the object's place, or the folder is not ours: no reason to stop.
 _NOT_REMOVABLE = (errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EACCES, errno.ELOOP)
 
@@ -193,8 +197,17 @@ class ObjectDirectory:
             if not folder.isdecimal() or int(folder) < version_id // OBJECTS_PER_FOLDER:
                 continue
             for name in os.listdir(os.path.join(self._path, folder)):
-                if name.isdecimal() and int(name) >= version_id:
-                    yield int(name)
+                found = version_id_of(name)
+                if found is not None and found >= version_id:
+                    yield found
+
+
+def version_id_of(name: str) -> int | None:
+    """The version id that a file name in the folder of objects spells, None where it is no object's."""
+    if not (name.isascii() and name.isdecimal()) or len(name) > _LONGEST_NAME:
+        return None
+    version_id = int(name)
+    return version_id if str(version_id) == name and version_id < LAST_VERSION_ID else None
 
 
 def object_path(folder: str, version_id: int) -> str:

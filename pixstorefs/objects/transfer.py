@@ -11,13 +11,12 @@ import os
 from collections import Counter
 from collections.abc import Callable
 
-from pixstorefs.disk.files import removed_on_error, write_fully
+from pixstorefs.disk.files import copy_content, removed_on_error
 from pixstorefs.objects.directory import OBJECTS_PER_FOLDER, ObjectDirectory
 
 # Where a clone or copy stays until it is complete. Not a number, so it is no object.
 _NEW = "object.new"
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
-_CHUNK_SIZE_BYTES = 1 << 20
 # Another file system, or one that cannot; the next way is tried from then on.
 _IMPOSSIBLE = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY)
 
@@ -75,7 +74,7 @@ class Transfer:
         self._through_new(source, target, lambda here, there: fcntl.ioctl(there, _FICLONE, here))
 
     def _copy(self, source: str, target: str) -> None:
-        self._through_new(source, target, _copy_content)
+        self._through_new(source, target, copy_content)
 
     def _through_new(self, source: str, target: str, fill: Callable[[int, int], object]) -> None:
         """Under its own name an object is complete, as far as a process that dies can see to that."""
@@ -91,22 +90,3 @@ class Transfer:
                 os.rename(self._new, target)
         finally:
             os.close(here)
-
-
-def copy_file(source: str, target: str) -> None:
-    """A new file with the content of another, synced. Raises FileExistsError, OSError."""
-    here = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        there = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            _copy_content(here, there)
-            os.fsync(there)
-        finally:
-            os.close(there)
-    finally:
-        os.close(here)
-
-
-def _copy_content(here: int, there: int) -> None:
-    while chunk := os.read(here, _CHUNK_SIZE_BYTES):
-        write_fully(there, memoryview(chunk), lambda: None)

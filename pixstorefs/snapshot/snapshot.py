@@ -63,6 +63,9 @@ class _New:
     def damaged_copies(self) -> list[str]:
         return []  # they are made anew
 
+    def doubt(self) -> str | None:
+        return None  # it was made this moment
+
 
 class Snapshot:
     """One run that makes or renews the snapshot of a store: `bring`, `verify` if wanted, `finish`.

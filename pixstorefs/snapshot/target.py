@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from pixstorefs.check.view import StoreView
-from pixstorefs.disk.files import sync_directory
+from pixstorefs.disk.files import copy_file, sync_directory
 from pixstorefs.disk.lock_file import LOCK_FILE, Ownership
 from pixstorefs.errors import InvalidInput, NotAStore
 from pixstorefs.index import copy as index_copy
@@ -19,9 +19,8 @@ from pixstorefs.index.digest import digest_of
 from pixstorefs.index.displaced import settle
 from pixstorefs.index.rows import Index
 from pixstorefs.objects.directory import OBJECTS_PER_FOLDER, ObjectDirectory
-from pixstorefs.objects.transfer import copy_file
-from pixstorefs.store.copies import NAMES as COPY_NAMES
-from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, put_back
+from pixstorefs.store.barrier_record import remove_record
+from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, put_back
 from pixstorefs.store.numbers import BLOCK
 from pixstorefs.store.snapshot_record import RECORD_FILE, SnapshotRecord, read_record, write_record
 
@@ -149,6 +148,8 @@ class Target:
             # A log that outlived its database would be applied to the new one.
             index.empty_log(checkpointed=index.checkpoint())
         self._remove_logs(self._index_path)
+        # Of who mounted it; it speaks of the index that is to be replaced.
+        remove_record(self.path)
         return self._open.enter_context(closing(Index(self._index_path, key, store_id, read_only=True)))
 
     # Putting it in place

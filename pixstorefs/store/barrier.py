@@ -17,6 +17,7 @@ from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.index.rows import Index
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.journal import Journal
+from pixstorefs.store.barrier_record import BarrierRecord, Claim
 from pixstorefs.store.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,13 @@ class Barrier:
         index: Index,
         ledger: Ledger,
         journal: Journal,
+        record: BarrierRecord,
     ) -> None:
         self._lock = lock
         self._objects = objects
         self._index = index
         self._ledger = ledger
+        self._record = record
         self._threads = SyncThreads()
         self._unsynced: list[int] = []
         # Of the unsynced objects those that the journal has.
@@ -158,7 +161,9 @@ class Barrier:
         with self._lock:
             objects, self._unsynced = self._unsynced, []
             token, floor = self._ledger.mark()
+            claim = self._claim(token)
         self._threads.run([*self._objects.syncs(objects), self._index.sync_log])
+        self._record.write(claim)
         # All that the journal has was among the objects: nothing is added to it while this runs.
         self._journaled.clear()
         self._journal.rewind()
@@ -175,6 +180,7 @@ class Barrier:
         with self._lock:
             waiting = [version_id for version_id in self._unsynced if version_id not in self._journaled]
             token, _ = self._ledger.mark()
+            claim = self._claim(token)
         added = (self._journal.add(version_id, self._objects.path(version_id)) for version_id in waiting)
         if not all(added):
             return False
@@ -182,10 +188,15 @@ class Barrier:
         self._threads.run([*([self._journal.sync] if waiting else []), self._index.sync_log])
         if waiting and not self._journal.usable:
             return False
+        self._record.write(claim)
         self._journaled.update(waiting)
         with self._lock:
             self._ledger.durable(token)
         return True
+
+    def _claim(self, token: int) -> Claim:
+        """What will be on the disk when everything of this moment is synced (with the lock held)."""
+        return Claim(token, self._ledger.noted_token, self._index.log_position())
 
     def _tidy(self, token: int, floor: int, *, full: bool = False) -> None:
         try:
@@ -211,7 +222,7 @@ class Barrier:
                 checkpointed = self._index.checkpoint()
                 if not (checkpointed and self._index.keep_log()):
                     with self._lock:
-                        self._index.empty_log(checkpointed=checkpointed)
+                        self._index.empty_log(checkpointed=checkpointed, withdraw=self._record.withdraw_log)
                         self._index.prepare_log()
 
     def _unlink(self, retired: list[int], *, even_if_held: bool) -> bool:

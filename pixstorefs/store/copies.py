@@ -18,11 +18,10 @@ from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.index import copy as index_copy
 from pixstorefs.index.database import LOG_LIMIT_BYTES, log_size_bytes
 from pixstorefs.index.rows import Index, State
-from pixstorefs.store.header import COPIES_FOLDER
+from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES
 
 log = logging.getLogger(__name__)
 
-NAMES = ("index-1.db", "index-2.db")
 _NEW = "index.new"
 
 
@@ -58,14 +57,22 @@ class Copies:
     """Keeps the copies of one open store. Its thread makes them; `finish` makes the last one."""
 
     def __init__(
-        self, store_path: str, index: Index, key: bytes, opened: State, schedule: Schedule | None = None
+        self,
+        store_path: str,
+        index: Index,
+        key: bytes,
+        opened: State,
+        newest: Copy | None,
+        schedule: Schedule | None = None,
     ) -> None:
-        """`opened` is the state that the index had when it was opened, before anything was written."""
+        """`opened` is the state that the index had when it was opened, before anything was written.
+
+        `newest` is the newest copy that there is.
+        """
         self._folder = os.path.join(store_path, COPIES_FOLDER)
         self._index = index
         self._key = key
         self._schedule = schedule or Schedule()
-        newest = newest_copy(store_path, key, index.store_id)
         self._exists = newest is not None
         self._token = newest.state.durable_token if newest else 0
         self._made_at_s = time.monotonic() - (_age_s(newest) if newest else 0)
@@ -164,13 +171,16 @@ class Copies:
         with removed_on_error(path):
             index_copy.verify(path, self._key, self._index.store_id)
             state = index_copy.state_of(path, self._key, self._index.store_id)
+            # A copy that is ahead of its index says that the index is an old one (see `proof`). So what the
+            # copy has is durable first. Through a descriptor of its own: Linux tells an error once to each.
+            index_copy.sync_file(self._index.path + "-wal")
             os.rename(path, self._target())
         sync_directory(self._folder)
         return state
 
     def _target(self) -> str:
         copies = {copy.path: copy for copy in _copies_in(self._folder, self._key, self._index.store_id)}
-        paths = [os.path.join(self._folder, name) for name in NAMES]
+        paths = [os.path.join(self._folder, name) for name in COPY_NAMES]
         return min(paths, key=lambda path: copies[path].age if path in copies else (-1, 0))
 
     def _require_room(self) -> None:
@@ -208,13 +218,13 @@ def good_copies(store_path: str, key: bytes, store_id: bytes) -> list[Copy]:
 def damaged_copies(store_path: str, key: bytes, store_id: bytes) -> list[str]:
     """Names of copies that are there and of no use."""
     good = {copy.path for copy in good_copies(store_path, key, store_id)}
-    paths = [os.path.join(store_path, COPIES_FOLDER, name) for name in NAMES]
+    paths = [os.path.join(store_path, COPIES_FOLDER, name) for name in COPY_NAMES]
     return [os.path.basename(path) for path in paths if os.path.lexists(path) and path not in good]
 
 
 def _copies_in(folder: str, key: bytes, store_id: bytes) -> list[Copy]:
     found = []
-    for name in NAMES:
+    for name in COPY_NAMES:
         path = os.path.join(folder, name)
         try:
             made_ns = os.stat(path).st_mtime_ns

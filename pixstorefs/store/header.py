@@ -26,6 +26,8 @@ KEYS_FILE = "keys.json"
 INDEX_FILE = "index.db"
 INDEX_PURPOSE = "index"
 COPIES_FOLDER = "copies"
+# Of the index, in that folder.
+COPY_NAMES = ("index-1.db", "index-2.db")
 # Where a repair puts what it takes away; in the tree of images a directory of this name, too.
 LOST_FOUND = "lost+found"
 _LIMIT_BYTES = 1 << 20

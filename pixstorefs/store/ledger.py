@@ -32,6 +32,8 @@ class Ledger:
         self._allocator = allocator
         self._state = opened
         self._passed = passed
+        # The durable token of the newest state row that is committed.
+        self._noted_token = opened.durable_token
 
     def begin(self) -> None:
         """The store is written to from now on: until the clean end it is to be recovered."""
@@ -46,6 +48,16 @@ class Ledger:
     def mark(self) -> tuple[int, int]:
         """What a barrier that begins now covers: the newest token and the object floor."""
         return self._numbers.last_token, self._allocator.object_floor()
+
+    @property
+    def noted_token(self) -> int:
+        """The durable token that the index itself tells of, once its log is synced."""
+        return self._noted_token
+
+    @property
+    def state(self) -> State:
+        """The state row as it is, or will be with the next barrier."""
+        return self._state
 
     def durable(self, token: int) -> None:
         """Everything up to `token` is durable."""
@@ -79,6 +91,7 @@ class Ledger:
 
         self._transactions.with_reserve(note)
         self._state = state
+        self._noted_token = state.durable_token
         self._transactions.reserve.take()
         self._passed(token)
 
@@ -97,3 +110,4 @@ class Ledger:
                 self._index.put_state(self._state)
 
         self._transactions.with_reserve(put)
+        self._noted_token = self._state.durable_token

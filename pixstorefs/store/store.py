@@ -6,6 +6,7 @@ leaves is an object that nobody knows, which recovery sweeps.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -20,12 +21,16 @@ from pixstorefs.objects.layout import Content
 from pixstorefs.objects.reader import ObjectReader, reader_of
 from pixstorefs.records import Inode, Version
 from pixstorefs.store.allocation import Allocator
+from pixstorefs.store.aside import keep_index
 from pixstorefs.store.barrier import Barrier
+from pixstorefs.store.barrier_record import BarrierRecord, clean_claim
 from pixstorefs.store.copies import Copies, Schedule
 from pixstorefs.store.draft import Draft
+from pixstorefs.store.header import INDEX_FILE
 from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.numbers import Numbers
-from pixstorefs.store.recovery import put_back_journaled, recover
+from pixstorefs.store.proof import Proof, prove, require, witnesses
+from pixstorefs.store.recovery import orphans_of, put_back_journaled, recover
 from pixstorefs.store.transactions import Transactions
 from pixstorefs.store.tree import NewName, Tree
 
@@ -47,28 +52,39 @@ class Store:
         read_only: bool = False,
         random: Callable[[int], bytes] = os.urandom,
         copies: Schedule | None = None,
+        restored_index: str | None = None,
     ) -> None:
         """Open and, after an unclean stop, recover it.
 
         `ownership` is the store's lock, which is released at the end or when this fails; None to read what
-        nobody can write. Raises CorruptStore, NewerFormat, OSError.
+        nobody can write. `restored_index` is read instead of the store's own, which cannot be used; nothing
+        is recovered or proven then. Raises CorruptStore, NewerFormat, OSError.
         """
         self.path = path
+        self._index_key = index_key
         self._closed = False
         self._ownership = ownership
         self._reserve = Reserve(path)
         self._objects = ObjectDirectory(path, store_id)
         try:
             immutable = ownership is None
-            if immutable and log_size_bytes(os.path.join(path, "index.db")):
+            index_path = restored_index or os.path.join(path, INDEX_FILE)
+            if immutable and log_size_bytes(index_path):
                 raise _needs_recovery(path)  # the log, which tells so, cannot be read here
-            self.index = Index(os.path.join(path, "index.db"), index_key, store_id, read_only=immutable)
+            found = witnesses(path, index_path, index_key, store_id)
+            self.index = Index(index_path, index_key, store_id, read_only=immutable)
             try:
                 self._transactions = Transactions(
                     path, self.index, self._reserve, read_only=read_only, committed=self._note_change
                 )
                 self.lock = self._transactions.lock
-                state = self._recovered(immutable=immutable)
+                self._record = BarrierRecord(path, index_key, store_id)
+                self.report: list[str] = []
+                state = self.index.state()
+                if restored_index is None:
+                    proof = prove(self.index, found, has_log=not immutable)
+                    require(proof, path)
+                    self._recover(state, proof)
                 self.numbers = Numbers(state)
                 self.allocator = Allocator(path, self._objects, self.numbers, padding=padding, random=random)
                 self._ledger = Ledger(
@@ -76,7 +92,7 @@ class Store:
                 )
                 self.tree = Tree(self._transactions, self.numbers, self._ledger)
                 if not immutable:
-                    self._copies = Copies(path, self.index, index_key, state, copies)
+                    self._copies = Copies(path, self.index, index_key, state, found.copy, copies)
                     self._begin()
             except BaseException:
                 self._reserve.close()
@@ -87,29 +103,58 @@ class Store:
                 ownership.release()
             raise
 
-    def _recovered(self, *, immutable: bool) -> State:
-        """The state that the index has, after recovery where there was an unclean stop."""
-        state = self.index.state()
-        self.report: list[str] = []
+    def _recover(self, state: State, proof: Proof) -> None:
+        """Recover where there was an unclean stop. Numbers that are handed out meanwhile count up `state`."""
         if not state.clean:
-            if immutable:
+            if self._ownership is None:
                 raise _needs_recovery(self.path)
+            self._record.open()
             with_reserve = self._transactions.with_reserve
+            if proof.unread_frames and orphans_of(self.index, self._objects, state):
+                # A crash cut a transaction off, most likely; but a damaged part of the log looks the same,
+                # and has the keys of these objects.
+                with_reserve(self._keep_index)
             # What stands in the log may have failed to reach the disk, and no sync would tell so twice.
-            with_reserve(lambda: self.index.empty_log(checkpointed=self.index.checkpoint()))
+            with_reserve(self._empty_log)
             with_reserve(lambda: put_back_journaled(self.index, self._objects, self.path))
-            self.report = with_reserve(lambda: recover(self.index, self._objects, state))
-        return state
+            self.report = with_reserve(
+                lambda: recover(self.index, self._objects, state, proof, self.path, self._keep_index)
+            )
+        self._pass_over_strangers(state)
+
+    def _keep_index(self) -> None:
+        keep_index(self.path, self._index_key, time.time_ns())
+
+    def _empty_log(self) -> None:
+        self.index.empty_log(checkpointed=self.index.checkpoint(), withdraw=self._record.withdraw_log)
+
+    def _pass_over_strangers(self, state: State) -> None:
+        """Hand out no number that an object has, though the index never gave it to one."""
+        if not os.path.isdir(os.path.join(self.path, "objects")):
+            raise CorruptStore(
+                f"the store {self.path} has lost its folder of objects. Is its disk mounted? "
+                "Nothing was changed"
+            )
+        strangers = list(self._objects.ids_from(state.next_version_id))
+        if strangers:
+            state.next_version_id = max(strangers) + 1
+            self.report.append(
+                f"{len(strangers)} objects are newer than the index and belong to no image of it: see "
+                f"`pixstorefs check {self.path}`"
+            )
 
     def _begin(self) -> None:
         self._ledger.begin()
+        self._record.open()
         self._journal = Journal(self.path)
         if not self.read_only:
             self.index.prepare_log()
             self._journal.open()
         self.index.sync_log()
         self._objects.reserve = self._reserve
-        self._barrier = Barrier(self.lock, self._objects, self.index, self._ledger, self._journal)
+        self._barrier = Barrier(
+            self.lock, self._objects, self.index, self._ledger, self._journal, self._record
+        )
         self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
 
@@ -170,12 +215,15 @@ class Store:
                 self._barrier.sync()
                 self._ledger.end()
                 self.index.sync_log()
-                self.index.empty_log(checkpointed=self.index.checkpoint(), wait_ms=_LAST_READER_WAIT_MS)
+                checkpointed = self.index.checkpoint()
+                if self._record.write(clean_claim(self._ledger.state), synced=True):
+                    self.index.empty_log(checkpointed=checkpointed, wait_ms=_LAST_READER_WAIT_MS)
                 if not self.read_only:
                     self._copies.finish()
         finally:
             if self._ownership:
                 self._journal.close()
+                self._record.close()
             self._reserve.close()
             self.index.close()
             self._objects.close()

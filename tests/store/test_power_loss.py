@@ -26,6 +26,7 @@ from pixstorefs.keys.secrets import secret_from_keyfile
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.store import barrier
 from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
+from pixstorefs.store.proof import Proof
 from pixstorefs.store.recovery import put_back_journaled, recover
 from pixstorefs.store.store import Store
 
@@ -274,7 +275,9 @@ def test_recovery_killed_at_every_step(place, tmp_path):
     after = tmp_path / "after"
     shutil.copytree(before, after)
     with opened_parts(place, after) as (index, objects):
-        first_report = recover(index, objects, index.state())
+        state = index.state()
+        proof = Proof(doubt=None, acknowledged_token=state.durable_token, unread_frames=0)
+        first_report = recover(index, objects, state, proof, str(after), lambda: None)
         # What a killed recovery leaves: nothing was checkpointed or closed.
         killed = tmp_path / "killed"
         shutil.copytree(after, killed)

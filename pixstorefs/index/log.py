@@ -1,0 +1,134 @@
+"""The write-ahead log of the index as a file: which run of it is the newest, and the frames of that run.
+
+SQLite reads a log up to the first frame that does not fit, and says nothing of what lies behind. But every
+frame holds one page, encrypted and authenticated by itself, behind a plaintext header (format.md section 6).
+So what lies behind a damaged frame can be told, and read. A *run* is what was written since the log began
+anew: its frames carry the two salts of the log's header. Layout: https://sqlite.org/walformat.html
+"""
+
+import os
+import stat
+import struct
+from collections import Counter
+from dataclasses import dataclass
+
+_HEADER_SIZE_BYTES = 32
+_FRAME_HEADER = struct.Struct(">II8s")
+_FRAME_HEADER_SIZE_BYTES = 24
+_PAGE_SIZE_BYTES = 4096
+_FRAME_SIZE_BYTES = _FRAME_HEADER_SIZE_BYTES + _PAGE_SIZE_BYTES
+_SALTS = slice(16, 24)
+_MAGICS = (0x377F0682, 0x377F0683)
+# A log has zeros behind what was written to it. So many frames of zeros are its end, whatever its length
+# says: somebody may have made it terabytes long.
+_FRAMES_OF_ZEROS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a log: the salts of its run, and how many frames of that run lie before it.
+
+    Without salts it is no place: there is no log, or nothing in it.
+    """
+
+    salts: bytes = b""
+    frames: int = 0
+
+    def is_newer_run(self, other: "Position") -> bool:
+        """Whether this run of a log began after the other one's. SQLite counts the first salt up."""
+        ahead = int.from_bytes(self.salts[:4], "big") - int.from_bytes(other.salts[:4], "big")
+        return 0 < ahead % (1 << 32) < 1 << 31
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame: the number of its page, and where the encrypted page lies in the file."""
+
+    page: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The newest run of a log, as its frame headers tell it; nothing of it is verified."""
+
+    salts: bytes
+    frames: tuple[Frame, ...]
+
+    @property
+    def position(self) -> Position:
+        """Behind the last frame."""
+        return Position(self.salts, len(self.frames))
+
+
+def salts_in(fd: int) -> bytes:
+    """The salts in the header of an open log; none where it has no header that is whole. Raises OSError."""
+    header = os.pread(fd, _HEADER_SIZE_BYTES, 0)
+    return header[_SALTS] if _is_whole(header) else b""
+
+
+def _is_whole(header: bytes) -> bool:
+    """Whether a log's header has its own checksum: two sums over its first six words."""
+    if len(header) < _HEADER_SIZE_BYTES:
+        return False
+    magic, *_, said_one, said_two = struct.unpack(">8I", header)
+    if magic not in _MAGICS:
+        return False
+    words = struct.unpack(">6I" if magic & 1 else "<6I", header[:24])
+    one = two = 0
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        one = (one + even + two) % (1 << 32)
+        two = (two + odd + one) % (1 << 32)
+    return (one, two) == (said_one, said_two)
+
+
+def newest_run(path: str) -> Run:
+    """The newest run of the log at `path`, without frames where there is no log. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return Run(b"", ())
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return Run(b"", ())
+        headers = _frame_headers(fd, status.st_size)
+        salts = _newest_salts(salts_in(fd), [salts for _, salts in headers])
+    finally:
+        os.close(fd)
+    # What stands in front of the last frame of a run is of that run, also where its own salts are damaged.
+    last = max((number for number, (_, found) in enumerate(headers) if found == salts), default=-1)
+    frames = (
+        Frame(page, _HEADER_SIZE_BYTES + number * _FRAME_SIZE_BYTES + _FRAME_HEADER_SIZE_BYTES)
+        for number, (page, _) in enumerate(headers[: last + 1])
+    )
+    return Run(salts, tuple(frames))
+
+
+def _frame_headers(fd: int, size_bytes: int) -> list[tuple[int, bytes]]:
+    """Page number and salts of every frame, up to the zeros that end a log."""
+    found: list[tuple[int, bytes]] = []
+    zeros = 0
+    for offset in range(_HEADER_SIZE_BYTES, size_bytes - _FRAME_SIZE_BYTES + 1, _FRAME_SIZE_BYTES):
+        page, _, salts = _FRAME_HEADER.unpack(os.pread(fd, _FRAME_HEADER.size, offset))
+        found.append((page, salts))
+        zeros = 0 if any(salts) else zeros + 1
+        if zeros == _FRAMES_OF_ZEROS:
+            break
+    return found
+
+
+def _newest_salts(of_header: bytes, of_frames: list[bytes]) -> bytes:
+    """The salts of the newest run: the header's, also where no frame of it reached the disk.
+
+    Where the header is damaged the frames tell, but not one alone: its own salts may be damaged.
+    """
+    if of_header:
+        return of_header
+    counted = Counter(salts for salts in of_frames if any(salts))
+    several = [salts for salts, count in counted.items() if count > 1] or list(counted)
+    newest = b""
+    for salts in several:
+        if not newest or Position(salts).is_newer_run(Position(newest)):
+            newest = salts
+    return newest
