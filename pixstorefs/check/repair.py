@@ -9,12 +9,12 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 
 from pixstorefs.check.check import is_set_aside
 from pixstorefs.check.lost_and_found import LostAndFound, new_directory
 from pixstorefs.check.restore import restore_index
-from pixstorefs.disk.files import sync_directory
+from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput
 from pixstorefs.index import invariants as invariants
@@ -23,10 +23,10 @@ from pixstorefs.index.findings import Finding, Reaction, Violation
 from pixstorefs.index.paths import path_of
 from pixstorefs.index.rows import ROOT_INO, Index
 from pixstorefs.keys.secrets import Secret
-from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.directory import OBJECTS_FOLDER, ObjectDirectory
 from pixstorefs.objects.reader import reader_of
 from pixstorefs.records import Entry, Version
-from pixstorefs.store.header import INDEX_FILE, LOST_FOUND, read_header
+from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.store import Store
 
@@ -39,6 +39,7 @@ def prepare(path: str, secret: Secret) -> list[str]:
     _, key = unlock(path, header, secret)
     ownership = Ownership(path, None)
     try:
+        _require_folders(ownership.folder)
         done = _restore_if_damaged(path, key, header.store_id)
         with closing(Index(os.path.join(path, INDEX_FILE), key, header.store_id)) as index:
             if invariants.numbers_are_unused(index):
@@ -53,6 +54,16 @@ def prepare(path: str, secret: Secret) -> list[str]:
     finally:
         ownership.release()
     return done
+
+
+def _require_folders(store: Folder) -> None:
+    """Refuse a store in which something else lies in the place of a folder. Raises OddFile.
+
+    Restoring an index moves and removes what lies in them.
+    """
+    for name in (COPIES_FOLDER, LOST_FOUND, f"{LOST_FOUND}/{OBJECTS_FOLDER}", f"{LOST_FOUND}/salvage"):
+        with suppress(FileNotFoundError):
+            store.folder(name).close()
 
 
 def _restore_if_damaged(path: str, key: bytes, store_id: bytes) -> list[str]:
@@ -71,7 +82,7 @@ class Repair:
     def __init__(self, store: Store, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._store = store
         self._index = store.index
-        self._objects = ObjectDirectory(store.path, read_header(store.path).store_id)
+        self._objects = ObjectDirectory(store.folder, store.index.store_id)
         self._now_ns = now_ns
         self._done: list[str] = []
         self._lost_and_found = LostAndFound(store, self._done, now_ns)
@@ -249,15 +260,17 @@ class Repair:
             self._move_object(found.version_id)
 
     def _move_object(self, version_id: int) -> None:
-        source = self._objects.path(version_id)
-        if not os.path.lexists(source):
+        if not self._objects.exists(version_id):
             return
-        folder = os.path.join(self._store.path, LOST_FOUND, "objects")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        target = os.path.join(folder, str(version_id))
-        while os.path.lexists(target):
-            target += "-again"
-        os.rename(source, target)
-        for directory in (self._store.path, os.path.dirname(folder), folder, os.path.dirname(source)):
-            sync_directory(directory)
-        self._done.append(f"the object {version_id}, which belongs to no image, is now {target}")
+        store, name = self._store.folder, str(version_id)
+        with ExitStack() as opened:
+            source = opened.enter_context(closing(self._objects.folder_of(version_id)))
+            above = opened.enter_context(closing(store.made_folder(LOST_FOUND)))
+            target = opened.enter_context(closing(above.made_folder(OBJECTS_FOLDER)))
+            while target.status(name) is not None:
+                name += "-again"
+            source.rename(str(version_id), name, target)
+            for folder in (store, above, target, source):
+                folder.sync()
+            place = os.path.join(target.path, name)
+        self._done.append(f"the object {version_id}, which belongs to no image, is now {place}")

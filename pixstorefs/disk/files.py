@@ -26,7 +26,7 @@ def read_ahead(fd: int, offset: int, size_bytes: int) -> None:
         os.posix_fadvise(fd, start, min(_READ_AHEAD_PIECE_BYTES, end - start), os.POSIX_FADV_WILLNEED)
 
 
-def affordable_size(folder: str, size_bytes: int, part: int) -> int:
+def affordable_size(folder: str | int, size_bytes: int, part: int) -> int:
     """That size, or a smaller one where it would be more than one `part`th of the disk. Raises OSError."""
     disk = os.statvfs(folder)
     return min(size_bytes, disk.f_blocks * disk.f_frsize // part)

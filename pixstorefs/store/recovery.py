@@ -12,6 +12,7 @@ facts.
 import errno
 from collections.abc import Callable
 
+from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import NoSpace
 from pixstorefs.index.displaced import erase, restore, settle
 from pixstorefs.index.paths import path_of
@@ -58,13 +59,13 @@ def recover(index: Index, objects: ObjectDirectory, state: State) -> list[str]:
     return report
 
 
-def put_back_journaled(index: Index, objects: ObjectDirectory, store_path: str) -> None:
+def put_back_journaled(index: Index, objects: ObjectDirectory, store: Folder) -> None:
     """Put back objects that the journal has and the disk has lost; they are durable then.
 
     Not only of what is recent: a version in the journal counts as durable before its object is.
     Raises NoSpace, OSError.
     """
-    for version_id, content in journal.entries(store_path):
+    for version_id, content in journal.entries(store):
         version = index.version(version_id)
         inode = index.inode(version.ino) if version is not None else None
         if version is None or inode is None or inode.image_id is None or not version.runs:
@@ -80,7 +81,7 @@ def put_back_journaled(index: Index, objects: ObjectDirectory, store_path: str) 
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            raise NoSpace(f"the disk under {store_path} is full: an image is to be put back") from None
+            raise NoSpace(f"the disk under {store.path} is full: an image is to be put back") from None
 
 
 def _on_disk(objects: ObjectDirectory, version: Version, inode: Inode) -> bool:

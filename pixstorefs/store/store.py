@@ -9,9 +9,11 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.disk.reserve import Reserve
 from pixstorefs.errors import CorruptImage, CorruptStore
+from pixstorefs.index import walk as index_walk
 from pixstorefs.index.database import log_size_bytes
 from pixstorefs.index.rows import Index, State
 from pixstorefs.objects.directory import ObjectDirectory
@@ -23,6 +25,7 @@ from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.barrier import Barrier
 from pixstorefs.store.copies import Copies, Schedule
 from pixstorefs.store.draft import Draft
+from pixstorefs.store.header import INDEX_FILE
 from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.recovery import put_back_journaled, recover
@@ -56,35 +59,42 @@ class Store:
         self.path = path
         self._closed = False
         self._ownership = ownership
-        self._reserve = Reserve(path)
-        self._objects = ObjectDirectory(path, store_id)
+        # The one that has the lock, wherever it is by now: nothing below is reached by path again.
+        self.folder = ownership.folder if ownership else Folder.at(path)
+        self._reserve = Reserve(self.folder)
+        self._objects = ObjectDirectory(self.folder, store_id)
         try:
             immutable = ownership is None
-            if immutable and log_size_bytes(os.path.join(path, "index.db")):
+            index_path = os.path.join(self.folder.reachable_path() or path, INDEX_FILE)
+            if immutable and log_size_bytes(index_path):
                 raise _needs_recovery(path)  # the log, which tells so, cannot be read here
-            self.index = Index(os.path.join(path, "index.db"), index_key, store_id, read_only=immutable)
+            self.index = Index(index_path, index_key, store_id, read_only=immutable)
             try:
                 self._transactions = Transactions(
                     path, self.index, self._reserve, read_only=read_only, committed=self._note_change
                 )
                 self.lock = self._transactions.lock
+                if not read_only:
+                    self._require_objects()
                 state = self._recovered(immutable=immutable)
                 self.numbers = Numbers(state)
-                self.allocator = Allocator(path, self._objects, self.numbers, padding=padding, random=random)
+                self.allocator = Allocator(self._objects, self.numbers, padding=padding, random=random)
                 self._ledger = Ledger(
                     self._transactions, self.numbers, self.allocator, state, self._note_barrier
                 )
                 self.tree = Tree(self._transactions, self.numbers, self._ledger)
                 if not immutable:
-                    self._copies = Copies(path, self.index, index_key, state, copies)
+                    self._copies = Copies(path, self.index, index_key, state, copies, follow=self._follow)
                     self._begin()
             except BaseException:
                 self._reserve.close()
                 self.index.close()
                 raise
         except BaseException:
+            self._objects.close()
             if ownership:
                 ownership.release()
+            self.folder.close()
             raise
 
     def _recovered(self, *, immutable: bool) -> State:
@@ -97,21 +107,40 @@ class Store:
             with_reserve = self._transactions.with_reserve
             # What stands in the log may have failed to reach the disk, and no sync would tell so twice.
             with_reserve(lambda: self.index.empty_log(checkpointed=self.index.checkpoint()))
-            with_reserve(lambda: put_back_journaled(self.index, self._objects, self.path))
+            with_reserve(lambda: put_back_journaled(self.index, self._objects, self.folder))
             self.report = with_reserve(lambda: recover(self.index, self._objects, state))
         return state
 
+    def _require_objects(self) -> None:
+        version_id = self.index.state().next_version_id
+        any_known = index_walk.any_version(self.index)
+        self._objects.require_folders(version_id, any_known=any_known)
+
     def _begin(self) -> None:
+        # SQLite opens by path: have it open the connection that empties the log as early as the first one.
+        self.index.checkpoint()
         self._ledger.begin()
-        self._journal = Journal(self.path)
+        self._journal = Journal(self.folder)
         if not self.read_only:
             self.index.prepare_log()
             self._journal.open()
         self.index.sync_log()
         self._objects.reserve = self._reserve
-        self._barrier = Barrier(self.lock, self._objects, self.index, self._ledger, self._journal)
+        self._barrier = Barrier(
+            self.lock, self._objects, self.index, self._ledger, self._journal, self._follow
+        )
         self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
+
+    def _follow(self) -> bool:
+        """The index has files that are opened by path: keep the path that of the store, if it was renamed.
+
+        False if no path leads there any more. Then only what is open can be used.
+        """
+        path = self.folder.reachable_path()
+        # The kernel follows this one wherever the folder is, but SQLite, which resolves it, cannot.
+        self.index.path = os.path.join(path or f"/proc/self/fd/{self.folder.fd}", INDEX_FILE)
+        return path is not None
 
     def _note_change(self) -> None:
         self.tree.forget_listed()
@@ -164,6 +193,7 @@ class Store:
             return
         self._closed = True
         try:
+            self._follow()
             if self._ownership:
                 self._copies.stop()
                 self._barrier.stop()
@@ -181,6 +211,7 @@ class Store:
             self._objects.close()
             if self._ownership:
                 self._ownership.release()
+            self.folder.close()
 
     # Content
 
