@@ -72,6 +72,13 @@ class CorruptStore(PixstoreError):
     exit_code = 8
 
 
+class StoreNotWritable(PixstoreError):
+    """The disk or the rights of the store allow reading only: nothing was changed."""
+
+    errno = errno.EROFS
+    exit_code = 17
+
+
 class FuseUnavailable(PixstoreError):
     """The system cannot mount: no /dev/fuse, no fusermount3, or the kernel refused."""
 

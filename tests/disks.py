@@ -68,6 +68,10 @@ class LoopDisk:
     def restart(self) -> None:
         """What a reboot finds: the journal is replayed, the page cache is gone."""
         self._unmount()
+        self.remount()
+
+    def remount(self) -> None:
+        """Mount it where it was."""
         subprocess.run(["mount", "-o", "loop", self._image, self.path], check=True)
 
     def _unmount(self) -> None:

@@ -1,9 +1,11 @@
 """Changing rows of an index behind the back of its store: damage as a mistake of ours would leave it."""
 
 import os
+from contextlib import closing
 
 import apsw
 
+from pixstorefs.disk.folder import Folder
 from pixstorefs.index import database as index_database
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
@@ -26,4 +28,5 @@ def change_rows(store: str | os.PathLike[str], secret: Secret, *statements: str)
     finally:
         db.close()
     # A mistake of ours would have written down what it left.
-    remove_record(path)
+    with closing(Folder.at(path)) as folder:
+        remove_record(folder)

@@ -5,12 +5,12 @@ is called so: it may have been replaced or deleted in the meantime. And a store 
 is taken as the next mount will: what its recovery sees to is a note, not damage.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.errors import CorruptImage, CorruptStore
 from pixstorefs.format import SEGMENT_SIZE_BYTES, padded_size
 from pixstorefs.index import walk as index_walk
@@ -50,6 +50,7 @@ class Checked(Protocol):
     """What is checked: a `StoreView`, or a snapshot that is not in place yet."""
 
     path: str
+    folder: Folder
     index: Index
     objects: ObjectDirectory
 
@@ -71,7 +72,7 @@ class Check:
         self._view = view
         self._idle = idle
         self._index = view.index
-        self._unfinished = is_unfinished(view.path)
+        self._unfinished = is_unfinished(view.folder)
         self._progress = progress
 
     def run(self) -> Iterator[Finding]:
@@ -89,7 +90,7 @@ class Check:
                 "a snapshot into this directory was interrupted: it shows what the one before did, and "
                 "pixstorefs snapshot completes it",
             )
-        for name in differing_copies(self._view.path):
+        for name in differing_copies(self._view.folder):
             yield Finding(
                 "copy-differs",
                 Reaction.NOTE,
@@ -264,32 +265,32 @@ class Check:
     # Objects nobody knows
 
     def _check_strangers(self) -> Iterator[Finding]:
-        folders = os.path.join(self._view.path, "objects")
         try:
-            names = sorted((name for name in os.listdir(folders) if name.isdecimal()), key=int)
-        except OSError as error:
+            numbers = self._view.objects.folders()
+        except (OSError, OddFile) as error:
+            why = error.strerror if isinstance(error, OSError) else error
             yield Finding(
                 "objects-unreadable",
                 Reaction.MEND,
-                f"the folder of objects cannot be read ({error.strerror}): no image can be shown",
+                f"the folder of objects cannot be read ({why}): no image can be shown",
             )
             return
-        for name in names:
-            yield from self._strangers_in(os.path.join(folders, name), int(name) * OBJECTS_PER_FOLDER)
+        for number in numbers:
+            yield from self._strangers_in(number)
 
-    def _strangers_in(self, folder: str, first_version_id: int) -> Iterator[Finding]:
+    def _strangers_in(self, number: int) -> Iterator[Finding]:
         # In this order: what has no row in spite of an id below the floor, and is still there after the rows
         # were read, can be neither about to be saved nor just deleted.
         floor = index_walk.object_floor(self._index)
         try:
-            names = os.listdir(folder)
+            on_disk = self._view.objects.ids_in(number)
         except OSError:
-            return  # gone; or damaged, which its images tell
-        on_disk = {int(name) for name in names if name.isdecimal()}
+            return  # damaged, which its images tell
+        first_version_id = number * OBJECTS_PER_FOLDER
         behind = first_version_id + OBJECTS_PER_FOLDER
         strange = on_disk - index_walk.rows_between(self._index, first_version_id, behind)
         for version_id in sorted(strange):
-            if not os.path.lexists(os.path.join(folder, str(version_id))):
+            if not self._view.objects.exists(version_id):
                 continue
             if version_id >= floor and not self._idle and not self._index.state().clean:
                 continue  # a draft that is being written, or that recovery removes

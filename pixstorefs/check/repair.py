@@ -9,11 +9,12 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 
 from pixstorefs.check.check import is_set_aside
 from pixstorefs.check.lost_and_found import LostAndFound, new_directory
 from pixstorefs.check.restore import restore_index
+from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput
 from pixstorefs.index import invariants as invariants
@@ -22,11 +23,11 @@ from pixstorefs.index.findings import Finding, Reaction, Violation
 from pixstorefs.index.paths import path_of
 from pixstorefs.index.rows import ROOT_INO, Index
 from pixstorefs.keys.secrets import Secret
-from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.directory import OBJECTS_FOLDER, ObjectDirectory
 from pixstorefs.objects.reader import reader_of
 from pixstorefs.records import Entry, Version
 from pixstorefs.store.aside import set_objects_aside
-from pixstorefs.store.header import INDEX_FILE, read_header
+from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.proof import prove, witnesses
 from pixstorefs.store.store import Store
@@ -40,6 +41,7 @@ def prepare(path: str, secret: Secret) -> list[str]:
     _, key = unlock(path, header, secret)
     ownership = Ownership(path, None)
     try:
+        _require_folders(ownership.folder)
         done = _restore_if_damaged(path, key, header.store_id)
         with closing(Index(os.path.join(path, INDEX_FILE), key, header.store_id)) as index:
             if invariants.numbers_are_unused(index):
@@ -56,10 +58,21 @@ def prepare(path: str, secret: Secret) -> list[str]:
     return done
 
 
+def _require_folders(store: Folder) -> None:
+    """Refuse a store in which something else lies in the place of a folder. Raises OddFile.
+
+    Restoring an index moves and removes what lies in them.
+    """
+    for name in (COPIES_FOLDER, LOST_FOUND, f"{LOST_FOUND}/{OBJECTS_FOLDER}"):
+        with suppress(FileNotFoundError):
+            store.folder(name).close()
+
+
 def _restore_if_damaged(path: str, key: bytes, store_id: bytes) -> list[str]:
     """Replace an index that cannot be read, or is not the newest one, before anything is written to it."""
     index_path = os.path.join(path, INDEX_FILE)
-    found = witnesses(path, index_path, key, store_id)
+    with closing(Folder.at(path)) as store:
+        found = witnesses(store, index_path, key, store_id)
     doubt = None
     try:
         with closing(Index(index_path, key, store_id)) as index:
@@ -79,7 +92,7 @@ class Repair:
     def __init__(self, store: Store, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._store = store
         self._index = store.index
-        self._objects = ObjectDirectory(store.path, read_header(store.path).store_id)
+        self._objects = ObjectDirectory(store.folder, store.index.store_id)
         self._now_ns = now_ns
         self._done: list[str] = []
         self._lost_and_found = LostAndFound(store, self._done, now_ns)
@@ -257,8 +270,7 @@ class Repair:
             self._move_object(found.version_id)
 
     def _move_object(self, version_id: int) -> None:
-        source = self._objects.path(version_id)
-        if not os.path.lexists(source):
+        if not self._objects.exists(version_id):
             return
-        [target] = set_objects_aside(self._store.path, [source])
-        self._done.append(f"the object {version_id}, which belongs to no image, is now {target}")
+        [place] = set_objects_aside(self._store.folder, self._objects, [version_id])
+        self._done.append(f"the object {version_id}, which belongs to no image, is now {place}")

@@ -10,20 +10,21 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
-from pixstorefs.disk.files import copy_file, sync_directory
+from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.errors import CorruptStore
 from pixstorefs.index import copy as index_copy
 from pixstorefs.index.merge import Merge, Merged
 from pixstorefs.index.rows import Index, State
 from pixstorefs.index.salvage import Salvage, salvage
-from pixstorefs.objects.directory import object_path, version_id_of
+from pixstorefs.objects.directory import OBJECTS_FOLDER, ObjectDirectory, number_of
+from pixstorefs.objects.layout import LAST_VERSION_ID
+from pixstorefs.objects.transfer import copy_file
 from pixstorefs.store.aside import (
-    INDEX_SUFFIXES,
+    INDEX_FILES,
     keep_copies,
-    make_folders,
     new_index_folder,
     newest_index_folder,
     objects_aside,
@@ -37,6 +38,7 @@ from pixstorefs.store.proof import witnesses
 
 _SALVAGE = "index.salvage"
 _NEW = "index.new"
+_COMPLETE = INDEX_FILE + ".restored"
 # What was used since the copy and left no trace (names, folders, drafts) is far below this.
 _GAP = 64 * BLOCK
 
@@ -98,7 +100,9 @@ def build_index(store_path: str, index_key: bytes, store_id: bytes, folder: str)
     Raises CorruptStore where there is nothing to restore from, NoSpace, OSError.
     """
     index_path = os.path.join(store_path, INDEX_FILE)
-    found = witnesses(store_path, index_path, index_key, store_id)
+    with closing(Folder.at(store_path)) as store:
+        found = witnesses(store, index_path, index_key, store_id)
+        objects = objects_in(store)
     copies = good_copies(store_path, index_key, store_id)
     copy = copies[0] if copies else None
     pages = salvage(index_path, index_key, folder, use_log=not found.log_is_older)
@@ -112,10 +116,12 @@ def build_index(store_path: str, index_key: bytes, store_id: bytes, folder: str)
         )
     new = os.path.join(folder, _NEW)
     if copy is not None:
-        copy_file(copy.path, new)
+        source, target = Folder.at(os.path.dirname(copy.path)), Folder.at(folder)
+        with closing(source), closing(target):
+            copy_file(source, os.path.basename(copy.path), target, _NEW)
     else:
         Index.create(new, index_key, store_id, root_inode(0))
-    merged, known = _merge(new, index_key, store_id, pages, objects_in(store_path), found.newest_from_token)
+    merged, known = _merge(new, index_key, store_id, pages, objects, found.newest_from_token)
     restored = Restored(images=merged.images, lost=merged.lost, older=merged.older)
     if copy is not None:
         restored.copy_path, restored.copy_made_ns = copy.path, copy.made_ns
@@ -132,98 +138,115 @@ def restore_index(
 
     Raises CorruptStore where there is nothing to restore from, NoSpace, OSError; nothing was changed then.
     """
-    place = _Place(store_path, now_ns)
-    if not os.path.lexists(place.index) and os.path.lexists(place.complete):
-        # Killed between the two moves; everything else was done.
-        index_copy.verify(place.complete, index_key, store_id)
-        restored = Restored(images=_images_in(place.complete, index_key, store_id))
-    else:
+    with closing(Folder.at(store_path)) as store:
+        place = _Place(store, now_ns)
+        if store.status(INDEX_FILE) is None and store.status(_COMPLETE) is not None:
+            # Killed between the two moves; everything else was done.
+            complete = os.path.join(store_path, _COMPLETE)
+            index_copy.verify(complete, index_key, store_id)
+            restored = Restored(images=_images_in(complete, index_key, store_id))
+        else:
+            restored = _build_in(place, store_path, index_key, store_id)
+        restored.index_aside = place.swap()
+        remove_record(store)  # it speaks of the index that was replaced
+    return restored
+
+
+def _build_in(place: "_Place", store_path: str, index_key: bytes, store_id: bytes) -> Restored:
+    """Make the new index in a folder of the store, and sort the objects by what it knows."""
+    place.clear()
+    try:
+        place.store.made_folder(_SALVAGE).close()
+        built = build_index(store_path, index_key, store_id, os.path.join(store_path, _SALVAGE))
+        restored = built.restored
+        restored.objects_aside = place.sort_objects(store_id, built.known)
+        place.finish()
+    except BaseException:
         place.clear()
-        try:
-            make_folders(store_path, LOST_FOUND)
-            make_folders(store_path, _SALVAGE)
-            built = build_index(store_path, index_key, store_id, place.scratch)
-            restored = built.restored
-            restored.objects_aside = place.sort_objects(set(objects_in(store_path)), built.known)
-        except BaseException:
-            place.clear()
-            raise
-        place.finish(built.path)
-    restored.index_aside = place.swap()
-    remove_record(store_path)  # it speaks of the index that was replaced
+        raise
     return restored
 
 
 class _Place:
     """The files a restoring works with, and their moves."""
 
-    def __init__(self, store_path: str, now_ns: Callable[[], int]) -> None:
-        self.store = store_path
-        self.index = os.path.join(store_path, INDEX_FILE)
-        self.complete = self.index + ".restored"
-        self.scratch = os.path.join(store_path, _SALVAGE)
-        self._objects = os.path.join(store_path, "objects")
+    def __init__(self, store: Folder, now_ns: Callable[[], int]) -> None:
+        self.store = store
         self._now_ns = now_ns
 
     def clear(self) -> None:
         """Remove what an earlier restoring did not finish."""
-        if os.path.lexists(self.complete):
-            os.unlink(self.complete)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.store.unlink_if_there(_COMPLETE)
+        # It holds a copy of what is in the store. A link in its place is not followed.
+        shutil.rmtree(_SALVAGE, ignore_errors=True, dir_fd=self.store.fd)
 
-    def sort_objects(self, objects: set[int], known: set[int]) -> list[str]:
+    def sort_objects(self, store_id: bytes, known: set[int]) -> list[str]:
         """Objects without a row are set aside, those with one come back; returns where the first are."""
-        aside = objects_aside(self.store)
-        folders = {aside}
-        for version_id in sorted(objects & known):
-            path = object_path(self._objects, version_id)
-            put_aside = os.path.join(aside, str(version_id))
-            if not os.path.lexists(path) and os.path.lexists(put_aside):
-                os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-                os.rename(put_aside, path)
-                folders |= {self._objects, os.path.dirname(path)}
-        for folder in sorted(folders):
-            if os.path.isdir(folder):
-                sync_directory(folder)
-        paths = (object_path(self._objects, version_id) for version_id in sorted(objects - known))
-        return set_objects_aside(self.store, [path for path in paths if os.path.lexists(path)])
+        objects = ObjectDirectory(self.store, store_id)
+        with objects_aside(self.store) as aside:
+            for version_id in sorted(_ids_in(aside) & known):
+                if objects.exists(version_id):
+                    continue
+                with closing(objects.folder_of(version_id, make=True)) as folder:
+                    aside.rename(str(version_id), str(version_id), folder)
+                    folder.sync()
+                objects.sync([version_id])
+            aside.sync()
+        strangers = [objects.ids_in(number) - known for number in objects.folders()]
+        return set_objects_aside(self.store, objects, sorted(set().union(*strangers)))
 
-    def finish(self, built: str) -> None:
+    def finish(self) -> None:
         """The new index is complete."""
-        os.rename(built, self.complete)
-        sync_directory(self.store)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        with closing(self.store.folder(_SALVAGE)) as scratch:
+            scratch.rename(_NEW, _COMPLETE, self.store)
+        self.store.sync()
+        shutil.rmtree(_SALVAGE, ignore_errors=True, dir_fd=self.store.fd)
 
     def swap(self) -> str:
         """Set the damaged index and its log aside, put the new one in place; returns where the old is.
 
         The index itself goes first: from then on nobody can open the store but another restoring.
         """
-        present = [suffix for suffix in INDEX_SUFFIXES if os.path.lexists(self.index + suffix)]
+        present = [name for name in INDEX_FILES if self.store.status(name) is not None]
         # Where only the log is left to move, an earlier run was killed in between.
-        aside = newest_index_folder(self.store) if present and "" not in present else None
-        aside = aside or new_index_folder(self.store, self._now_ns())
-        keep_copies(self.store, aside)
-        for suffix in present:
-            os.rename(self.index + suffix, os.path.join(aside, INDEX_FILE + suffix))
-        for folder in (aside, os.path.dirname(aside), self.store):
-            sync_directory(folder)
-        os.rename(self.complete, self.index)
-        sync_directory(self.store)
-        return aside
+        interrupted = present and INDEX_FILE not in present
+        earlier = newest_index_folder(self.store) if interrupted else None
+        with closing(earlier or new_index_folder(self.store, self._now_ns())) as aside:
+            keep_copies(self.store, aside)
+            for name in present:
+                self.store.rename(name, name, aside)
+            aside.sync()
+            self.store.sync()
+            self.store.rename(_COMPLETE, INDEX_FILE)
+            self.store.sync()
+            return aside.path
 
 
-def objects_in(store_path: str) -> dict[int, int]:
-    """The size of every object, of those that were set aside, too. Raises OSError."""
+def objects_in(store: Folder) -> dict[int, int]:
+    """The size of every object, of those that were set aside, too. Raises OSError, OddFile."""
     sizes: dict[int, int] = {}
-    objects = os.path.join(store_path, "objects")
-    folders = [entry.path for entry in _scan(objects) if entry.is_dir(follow_symlinks=False)]
-    for folder in [objects_aside(store_path), *folders]:
-        for entry in _scan(folder):
-            version_id = version_id_of(entry.name)
-            if version_id is not None and entry.is_file(follow_symlinks=False):
-                sizes[version_id] = entry.stat(follow_symlinks=False).st_size
+    with suppress(FileNotFoundError), closing(store.folder(f"{LOST_FOUND}/{OBJECTS_FOLDER}")) as aside:
+        sizes |= _sizes_in(aside)
+    objects = ObjectDirectory(store, b"")
+    with suppress(FileNotFoundError):
+        for number in objects.folders():
+            with suppress(FileNotFoundError, OddFile), closing(objects.folder_numbered(number)) as folder:
+                sizes |= _sizes_in(folder)
     return sizes
+
+
+def _sizes_in(folder: Folder) -> dict[int, int]:
+    found = {}
+    for version_id in _ids_in(folder):
+        status = folder.file_status(str(version_id))
+        if status is not None:
+            found[version_id] = status.st_size
+    return found
+
+
+def _ids_in(folder: Folder) -> set[int]:
+    numbers = (number_of(name, LAST_VERSION_ID) for name in folder.names())
+    return {number for number in numbers if number is not None}
 
 
 def _of_damaged_copies(store_path: str, key: bytes, folder: str) -> Salvage | None:
@@ -252,7 +275,7 @@ def _merge(
             known = index.known_objects(0)
         index.checkpoint()
         index.empty_log(checkpointed=True)
-    for suffix in INDEX_SUFFIXES[1:]:
+    for suffix in ("-wal", "-shm"):
         if os.path.lexists(path + suffix):
             os.unlink(path + suffix)
     index_copy.sync_file(path)
@@ -275,11 +298,3 @@ def _raised(state: State, highest: State, highest_object: int) -> State:
 def _images_in(path: str, key: bytes, store_id: bytes) -> int:
     with closing(Index(path, key, store_id, read_only=True)) as index:
         return index.number_of_images()
-
-
-def _scan(folder: str) -> list["os.DirEntry[str]"]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []

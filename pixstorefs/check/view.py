@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 
+from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.lock_file import LOCK_FILE
 from pixstorefs.index.copy import take_copy
 from pixstorefs.index.database import log_size_bytes
@@ -28,20 +29,21 @@ class StoreView:
         """Open it. Raises NotAStore, NewerFormat, CorruptStore, WrongKey, OSError."""
         self.path = path
         header = read_header(path)
+        self.folder = Folder.at(path)
         self.header = header.raw
         self.slots, key = unlock(path, header, secret)
         self.store_id = header.store_id
-        self.objects = ObjectDirectory(path, header.store_id)
+        self.objects = ObjectDirectory(self.folder, header.store_id)
         self.index_key = key
         self._copy: str | None = None
         index_path = os.path.join(path, INDEX_FILE)
-        writable = os.access(path, os.W_OK)
+        self.is_writable = writable = self._tried_to_write()
         try:
             if not writable and log_size_bytes(index_path):
                 index_path = self._copied(index_path)
                 writable = True
-            self._writable = writable
-            self._witnesses = witnesses(path, index_path, key, header.store_id)
+            self._writable_index = writable
+            self._witnesses = witnesses(self.folder, index_path, key, header.store_id)
             self.index = Index(
                 index_path, key, header.store_id, read_only=not writable, beside_owner=writable
             )
@@ -54,6 +56,7 @@ class StoreView:
 
     def __exit__(self, *_: object) -> None:
         self.index.close()
+        self.folder.close()
         self._remove_copy()
 
     def damaged_copies(self) -> list[str]:
@@ -67,7 +70,7 @@ class StoreView:
         """
         if self.is_owned():
             return None
-        return prove(self.index, self._witnesses, has_log=self._writable).doubt
+        return prove(self.index, self._witnesses, has_log=self._writable_index).doubt
 
     def copy_index(self, target: str) -> None:
         """Write the index of this moment to the new file `target`, synced.
@@ -79,15 +82,15 @@ class StoreView:
             self.index_key,
             target,
             lambda: None,
-            read_only=not self._writable,
-            beside_owner=self._writable,
+            read_only=not self._writable_index,
+            beside_owner=self._writable_index,
         )
 
     def is_owned(self) -> bool:
         """Whether a process has the store open for writing, or takes it this moment."""
         try:
-            lock = os.open(os.path.join(self.path, LOCK_FILE), os.O_RDONLY | os.O_NOFOLLOW)
-        except OSError:
+            lock, _ = self.folder.open_file(LOCK_FILE)
+        except (OSError, OddFile):
             return False
         try:
             # Asking takes a lock for some microseconds; a mount that meets it tries again.
@@ -101,6 +104,20 @@ class StoreView:
     def needs_recovery(self) -> bool:
         """Whether the store was not closed cleanly, and nobody has it open."""
         return not self.is_owned() and not self.index.state().clean
+
+    def _tried_to_write(self) -> bool:
+        """Whether the store can be written, which a disk that refuses it may not tell access(2).
+
+        The lock is opened and nothing else: closing a second descriptor of the index would take the locks
+        away from who has it open in this process (fcntl(2)).
+        """
+        try:
+            os.close(self.folder.open_file(LOCK_FILE, os.O_RDWR)[0])
+        except (FileNotFoundError, OddFile):
+            return os.access(self.path, os.W_OK)
+        except OSError:
+            return False
+        return os.access(self.path, os.W_OK)
 
     def _copied(self, index_path: str) -> str:
         """SQLite reads a log only where it may write beside it: on read-only media a copy, as encrypted."""

@@ -86,7 +86,9 @@ class _Report:
         pass  # the command has gone
 
     def fail(self, error: PixstoreError) -> None:
-        self._send({"error": type(error).__name__, "message": str(error)})
+        # A kind of error that only some layers tell from the class it derives from is that class here.
+        names = (kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__))
+        self._send({"error": next(names), "message": str(error)})
 
     def break_down(self, error: BaseException) -> None:
         self._send({"unexpected": f"{type(error).__name__}: {error}"})

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 # What every disk takes at once. Linux reads no more than that for one call, and says nothing
 # (force_page_cache_ra in mm/readahead.c).
 _READ_AHEAD_PIECE_BYTES = 128 << 10
-_CHUNK_SIZE_BYTES = 1 << 20
 
 
 def sync_directory(path: str) -> None:
@@ -27,7 +26,7 @@ def read_ahead(fd: int, offset: int, size_bytes: int) -> None:
         os.posix_fadvise(fd, start, min(_READ_AHEAD_PIECE_BYTES, end - start), os.POSIX_FADV_WILLNEED)
 
 
-def affordable_size(folder: str, size_bytes: int, part: int) -> int:
+def affordable_size(folder: str | int, size_bytes: int, part: int) -> int:
     """That size, or a smaller one where it would be more than one `part`th of the disk. Raises OSError."""
     disk = os.statvfs(folder)
     return min(size_bytes, disk.f_blocks * disk.f_frsize // part)
@@ -92,23 +91,3 @@ def removed_on_error(path: str) -> Iterator[None]:
         if os.path.lexists(path):
             os.unlink(path)
         raise
-
-
-def copy_file(source: str, target: str) -> None:
-    """A new file with the content of another, synced. Raises FileExistsError, OSError."""
-    here = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        there = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            copy_content(here, there)
-            os.fsync(there)
-        finally:
-            os.close(there)
-    finally:
-        os.close(here)
-
-
-def copy_content(here: int, there: int) -> None:
-    """Copy all of one open file to another, from where they stand. Raises OSError."""
-    while chunk := os.read(here, _CHUNK_SIZE_BYTES):
-        write_fully(there, memoryview(chunk), lambda: None)

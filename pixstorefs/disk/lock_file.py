@@ -1,34 +1,65 @@
 """Who owns a store: one process at a time, told by a locked file with its pid and mountpoint."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 
-from pixstorefs.errors import StoreInUse
+from pixstorefs.disk.folder import Folder
+from pixstorefs.errors import StoreInUse, StoreNotWritable
 
 LOCK_FILE = "lock"
+# What we write there is shorter than a path can be.
+_LIMIT_BYTES = 64 << 10
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Ownership:
     """The lock of a store, held from construction to `release`; the kernel releases it when we die."""
 
-    def __init__(self, store_path: str, mountpoint: str | None) -> None:
-        """Take the lock. Raises StoreInUse, naming the owner."""
-        path = os.path.join(store_path, LOCK_FILE)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def __init__(self, store: Folder | str, mountpoint: str | None) -> None:
+        """Take the lock of a store, of which `folder` is the folder; a path is opened, and closed at the end.
+
+        Raises StoreInUse, naming the owner; StoreNotWritable, OddFile, OSError.
+        """
+        self.folder = Folder.at(store) if isinstance(store, str) else store
+        self._opened_folder = isinstance(store, str)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(self._fd, 65536, 0)
-            os.close(self._fd)
-            raise StoreInUse(_who(store_path, owner)) from None
+            self._fd = self._open()
+            try:
+                self._lock()
+            except BaseException:
+                os.close(self._fd)
+                raise
+        except BaseException:
+            self._close_folder()
+            raise
         self._tell(json.dumps({"pid": os.getpid(), "mountpoint": mountpoint}))
 
     def release(self) -> None:
         """Give the store free. The file stays: removing a lock file would race with the next owner."""
         self._tell("")
         os.close(self._fd)
+        self._close_folder()
+
+    def _open(self) -> int:
+        try:
+            return self.folder.open_own(LOCK_FILE, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
+            path = self.folder.path
+            raise StoreNotWritable(
+                f"the store {path} cannot be written ({error.strerror}). Nothing was changed. Its images can "
+                f"still be read: pixstorefs mount --read-only {path} MOUNTPOINT"
+            ) from None
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreInUse(_who(self.folder.path, os.pread(self._fd, _LIMIT_BYTES, 0))) from None
 
     def _tell(self, owner: str) -> None:
         """Say who owns the store. A disk that refuses it is no reason to refuse the store: the lock is."""
@@ -36,22 +67,31 @@ class Ownership:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, owner.encode(), 0)
 
+    def _close_folder(self) -> None:
+        if self._opened_folder:
+            self.folder.close()
 
-def own(store_path: str, mountpoint: str | None, *, read_only: bool) -> Ownership | None:
-    """Take the lock of a store; None where it is only read and lies on media that cannot be written.
 
-    Raises StoreInUse, naming the owner.
+def own(store: Folder | str, mountpoint: str | None, *, read_only: bool) -> Ownership | None:
+    """Take the lock of a store; None where it is only read and cannot be written.
+
+    Tried, not asked of access(2): a disk that its file system made read-only after an error may still say
+    that it can be written. Raises as `Ownership` does.
     """
-    if read_only and not os.access(store_path, os.W_OK):
+    try:
+        return Ownership(store, mountpoint)
+    except StoreNotWritable:
+        if not read_only:
+            raise
         return None
-    return Ownership(store_path, mountpoint)
 
 
 def _who(store_path: str, owner: bytes) -> str:
     try:
         fields = json.loads(owner)
         pid, mountpoint = int(fields["pid"]), fields["mountpoint"]
-    except (ValueError, KeyError, TypeError):
+    # The file may hold anything: RecursionError is for deep nesting, OverflowError for Infinity.
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return f"the store {store_path} is in use by another process"
     if mountpoint:
         return (

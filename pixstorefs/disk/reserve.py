@@ -11,6 +11,7 @@ import os
 import threading
 
 from pixstorefs.disk.files import affordable_size
+from pixstorefs.disk.folder import Folder, OddFile
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,8 @@ class Reserve:
     Thread-safe: drafts ask for it on the thread of the event loop, barriers give and take it on theirs.
     """
 
-    def __init__(self, store_path: str) -> None:
-        self._path = os.path.join(store_path, RESERVE_FILE)
+    def __init__(self, store: Folder) -> None:
+        self._store = store
         self._fd = -1
         self._size_bytes = RESERVE_SIZE_BYTES
         self._whole = False
@@ -45,7 +46,9 @@ class Reserve:
         """Allocate what is missing; whether the reserve is whole.
 
         Where the file system cannot allocate ahead (posix_fallocate(3) then writes zeros) it takes longer.
-        A disk that fails has no room either; whoever goes on to write to it will learn why.
+        A disk that fails has no room either; whoever goes on to write to it will learn why. What lies in
+        the place of the file and is none says nothing of the room: then there is no reserve, and nobody waits
+        for one.
         """
         if self._whole:
             return True
@@ -53,6 +56,9 @@ class Reserve:
             try:
                 self._open()
                 os.posix_fallocate(self._fd, 0, self._size_bytes)
+            except OddFile as error:
+                log.warning("a full disk may have no room for deleting: %s", error)
+                self._size_bytes, self._whole = 0, True
             except OSError as error:
                 if error.errno not in _FULL:
                     log.warning("no room for deleting on a full disk can be reserved: %s", error)
@@ -65,11 +71,13 @@ class Reserve:
     def give(self) -> None:
         """Give the room to whoever writes next: the index, which the caller is about to change."""
         with self._lock:
+            if not self._size_bytes:
+                return
             self._whole = False
             try:
                 self._open()
                 os.ftruncate(self._fd, 0)
-            except OSError as error:
+            except (OSError, OddFile) as error:
                 log.warning("the room reserved for deleting cannot be used: %s", error)
 
     def close(self) -> None:
@@ -80,6 +88,5 @@ class Reserve:
 
     def _open(self) -> None:
         if self._fd < 0:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            folder = os.path.dirname(self._path)
-            self._size_bytes = affordable_size(folder, RESERVE_SIZE_BYTES, _PART_OF_DISK)
+            self._fd = self._store.open_own(RESERVE_FILE, os.O_RDWR | os.O_CREAT)
+            self._size_bytes = affordable_size(self._store.fd, RESERVE_SIZE_BYTES, _PART_OF_DISK)

@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pixstorefs.disk.folder import Folder, OddFile
+
 HOLD_FILE = "hold"
 
 # There is none, and we cannot make one: whoever owns the store has never unlinked anything.
@@ -20,10 +22,13 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES)
 
 
 @contextmanager
-def held(store_path: str) -> Iterator[None]:
-    """Nothing is unlinked meanwhile, except on a full disk. Waits for who unlinks now. Raises OSError."""
+def held(store: Folder) -> Iterator[None]:
+    """Nothing is unlinked meanwhile, except on a full disk. Waits for who unlinks now.
+
+    Raises OSError, OddFile.
+    """
     try:
-        fd = _opened(store_path, os.O_RDONLY)
+        fd = _opened(store, os.O_RDONLY)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
@@ -37,12 +42,13 @@ def held(store_path: str) -> Iterator[None]:
 
 
 @contextmanager
-def unless_held(store_path: str) -> Iterator[bool]:
+def unless_held(store: Folder) -> Iterator[bool]:
     """Whether nobody holds the objects; nobody begins to until the block ends."""
     fd = -1
     try:
-        with contextlib.suppress(OSError):  # a full disk, on which no snapshot can have made it either
-            fd = _opened(store_path, os.O_RDWR)
+        # A full disk, on which no snapshot can have made it either; or what none can hold.
+        with contextlib.suppress(OSError, OddFile):
+            fd = _opened(store, os.O_RDWR)
         yield fd < 0 or _locked(fd)
     finally:
         if fd >= 0:
@@ -57,10 +63,8 @@ def _locked(fd: int) -> bool:
     return True
 
 
-def _opened(store_path: str, access: int) -> int:
-    path = os.path.join(store_path, HOLD_FILE)
-    flags = access | os.O_NOFOLLOW | os.O_CLOEXEC
+def _opened(store: Folder, access: int) -> int:
     try:
-        return os.open(path, flags)
+        return store.open_own(HOLD_FILE, access)
     except FileNotFoundError:
-        return os.open(path, flags | os.O_CREAT, 0o600)
+        return store.open_own(HOLD_FILE, access | os.O_CREAT)

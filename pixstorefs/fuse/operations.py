@@ -248,7 +248,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        below = os.statvfs(self._store.path)
+        below = os.statvfs(self._store.folder.fd)
         stats = StatvfsData()
         for field in (
             "f_bsize",

@@ -54,6 +54,12 @@ def is_current(index: Index, version_id: int) -> bool:
     return index.one(f"{_CURRENT} AND version.version_id=?", version_id) is not None
 
 
+def any_version(index: Index) -> bool:
+    """Whether the index knows an object, of a retired version too."""
+    # `runs` is empty where nothing is stored: such an image has no object.
+    return index.one("SELECT 1 FROM version WHERE stored_size_bytes > 0 LIMIT 1") is not None
+
+
 def total(index: Index) -> tuple[int, int]:
     """How many images there are, and how many bytes of content they store."""
     row = index.one("SELECT count(*), total(stored_size_bytes) FROM version WHERE retired_by IS NULL")

@@ -5,44 +5,47 @@ because ext4 spreads new folders over its block groups and inode allocation then
 encryption (close took 477 µs against 393 µs, measured).
 """
 
-import ctypes
+import contextlib
 import errno
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 
-from pixstorefs.disk.files import read_ahead, sync_directory, write_durably
+from pixstorefs.disk.files import read_ahead
+from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.reserve import Reserve
 from pixstorefs.disk.unlink_guard import unless_held
+from pixstorefs.errors import CorruptStore
 from pixstorefs.format import HEADER_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES
+from pixstorefs.objects.layout import LAST_VERSION_ID
 
+OBJECTS_FOLDER = "objects"
+# Where an object stays until it is complete. Not a number, so it is none.
+NEW_OBJECT = "object.new"
 OBJECTS_PER_FOLDER = 4096
 # One syncfs cost 4 ms for 100 objects, fdatasync of each 21 ms (measured): beyond a few, sync them all.
 SYNCFS_FROM_OBJECTS = 16
 # So many segments are sealed before they are written, in the buffer that all share.
 BATCH_SEGMENTS = 8
 
-# Far below what SQLite can store, so that no forged name exhausts the numbers.
-LAST_VERSION_ID = 1 << 62
-_LONGEST_NAME = 19
-
-# A directory or a link lies in the object's place, or the folder is not ours: no reason to stop.
-_NOT_REMOVABLE = (errno.EISDIR, errno.ENOTDIR, errno.EPERM, errno.EACCES, errno.ELOOP)
+# A directory lies in the object's place, or the folder is not ours: no reason to stop.
+_NOT_REMOVABLE = (errno.EISDIR, errno.EPERM, errno.EACCES)
 
 log = logging.getLogger(__name__)
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ObjectDirectory:
     """The folder of objects of one store."""
 
-    def __init__(self, store_path: str, store_id: bytes) -> None:
+    def __init__(self, store: Folder | str, store_id: bytes) -> None:
+        """`store` is the folder of the store, or its path. Raises OSError."""
         self.store_id = store_id
-        self._path = os.path.join(store_path, "objects")
+        self._store = Folder.at(store) if isinstance(store, str) else store
+        self._opened_store = isinstance(store, str)
         # One buffer for all sealing: fresh allocations cost more than the cipher (page faults, measured).
         # Safe because one thread at a time seals and opens: in a mount the event loop, without the store's
         # lock; in the Python API whoever holds that lock. No call leaves data in it.
@@ -51,8 +54,8 @@ class ObjectDirectory:
         self.make_room: Callable[[], None] = _no_room
         # Room that objects must leave alone.
         self.reserve: Reserve | None = None
-        self._folder = -1
-        self._folder_fd = -1
+        self._newest: Folder | None = None
+        self._newest_number = -1
         # Folders that lost a name since they were synced; added to behind the unlink, by any thread.
         self._unlinked_in: set[int] = set()
         self._syncing_unlinked = threading.Lock()
@@ -60,10 +63,12 @@ class ObjectDirectory:
         self._durable_folders: set[int] = set()
 
     def close(self) -> None:
-        """Release the descriptor kept for the newest folder."""
-        if self._folder_fd >= 0:
-            os.close(self._folder_fd)
-        self._folder = self._folder_fd = -1
+        """Release the descriptor kept for the newest folder, and that of the store if it was opened here."""
+        if self._newest is not None:
+            self._newest.close()
+        self._newest, self._newest_number = None, -1
+        if self._opened_store:
+            self._store.close()
 
     def keep_reserve(self) -> None:
         """Raises OSError (ENOSPC) where writing would take what is reserved for deleting."""
@@ -73,43 +78,90 @@ class ObjectDirectory:
         if not self.reserve.take():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def path(self, version_id: int) -> str:
-        """Where the object of a version lies."""
-        return object_path(self._path, version_id)
-
     def size_bytes(self, version_id: int) -> int:
         """The length of an object, 0 where there is none."""
+        status = self.status(version_id)
+        return status.st_size if status is not None else 0
+
+    def exists(self, version_id: int) -> bool:
+        """Whether anything lies in the place of an object."""
+        return self._store.status(_name(version_id)) is not None
+
+    def status(self, version_id: int) -> os.stat_result | None:
+        """What lstat(2) tells of an object, None if there is none, or something that is no file."""
+        return self._store.file_status(_name(version_id))
+
+    def require_folders(self, version_id: int, *, any_known: bool) -> None:
+        """Refuse to write a store whose objects are elsewhere, or that has no place for the next one.
+
+        `any_known`: the index knows objects, so a missing folder is one whose disk is not there. Making it
+        anew would show a store that has lost every image. Raises CorruptStore, OSError.
+        """
         try:
-            return os.stat(self.path(version_id)).st_size
+            objects = self._store.folder(OBJECTS_FOLDER)
         except FileNotFoundError:
-            return 0
+            if not any_known:
+                self._store.made_folder(OBJECTS_FOLDER).close()
+                return
+            place = os.path.join(self._store.path, OBJECTS_FOLDER)
+            raise CorruptStore(
+                f"the folder {place} is missing, and the index knows images that lie there. Perhaps its disk "
+                "is not mounted: nothing was changed. To look at the names: pixstorefs mount --read-only. "
+                f"If the objects are lost for good: mkdir {place}, then pixstorefs check --repair"
+            ) from None
+        with contextlib.closing(objects), contextlib.suppress(FileNotFoundError):
+            objects.folder(str(version_id // OBJECTS_PER_FOLDER)).close()
 
     def create_file(self, version_id: int) -> int:
         """A new, empty object file; returns its descriptor. Raises FileExistsError: ids are used once."""
         folder = version_id // OBJECTS_PER_FOLDER
-        if folder != self._folder:
-            self.close()
-            path = os.path.join(self._path, str(folder))
-            try:
-                os.mkdir(path, 0o700)
-            except FileExistsError:
-                pass
-            self._folder_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            self._folder = folder
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        return os.open(str(version_id), flags, 0o600, dir_fd=self._folder_fd)
+        if folder != self._newest_number or self._newest is None:
+            if self._newest is not None:
+                self._newest.close()
+            self._newest = self.folder_of(version_id, make=True)
+            self._newest_number = folder
+        return self._newest.create(str(version_id))
+
+    def folder_of(self, version_id: int, *, make: bool = False) -> Folder:
+        """Open the folder that an object lies in. Raises OSError, OddFile."""
+        number = version_id // OBJECTS_PER_FOLDER
+        if not make:
+            return self.folder_numbered(number)
+        with contextlib.closing(self._store.folder(OBJECTS_FOLDER)) as objects:
+            return objects.made_folder(str(number))
+
+    def folder_numbered(self, number: int) -> Folder:
+        """Open one of `folders`. Raises OSError, OddFile."""
+        return self._store.folder(_folder_name(number))
+
+    def create_nameless(self) -> int:
+        """A file for what is forgotten when it is closed; returns its descriptor. Raises OSError."""
+        with contextlib.closing(self._store.folder(OBJECTS_FOLDER)) as objects:
+            name = f"spill-{secrets.token_hex(8)}"
+            fd = objects.create(name)
+            objects.unlink(name)
+            return fd
 
     def put_back(self, version_id: int, content: bytes) -> None:
-        """An object of a saved version again, durable, whatever is left of it. Raises OSError."""
-        path = self.path(version_id)
-        folder = os.path.dirname(path)
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        write_durably(path, content, temporary=os.path.join(self._path, "object.new"))
-        sync_directory(self._path)
+        """An object of a saved version again, durable, whatever is left of it. Raises OSError.
 
-    def open_file(self, version_id: int) -> int:
-        """The descriptor of an object, for reading. Raises FileNotFoundError."""
-        return os.open(self.path(version_id), os.O_RDONLY | os.O_NOFOLLOW)
+        Something that is no file stays in its place: nobody knows what it is.
+        """
+        try:
+            with contextlib.closing(self.folder_of(version_id, make=True)) as folder:
+                folder.replace(str(version_id), content, temporary=NEW_OBJECT)
+        except (OddFile, IsADirectoryError) as error:
+            log.warning("the object %d cannot be put back: %s", version_id, error)
+        else:
+            self._sync_names_of({version_id // OBJECTS_PER_FOLDER})
+
+    def open_file(self, version_id: int) -> tuple[int, int]:
+        """Open an object for reading; its descriptor and its length in bytes.
+
+        Raises FileNotFoundError, OddFile where something else lies in its place.
+        """
+        fd, status = self._store.open_file(_name(version_id))
+        return fd, status.st_size
 
     def unlink(self, version_ids: Iterable[int]) -> None:
         """Remove objects; one that is not there is no error (deleting is repeatable).
@@ -117,21 +169,34 @@ class ObjectDirectory:
         Nor is one that is no file any more or may not be touched, which would fail every barrier from now
         on: its key is gone in any case, and what lies there is left for `pixstorefs check` to find.
         """
+        by_folder: dict[int, list[int]] = {}
         for version_id in version_ids:
+            by_folder.setdefault(version_id // OBJECTS_PER_FOLDER, []).append(version_id)
+        for number, ids in by_folder.items():
             try:
-                os.unlink(self.path(version_id))
+                folder = self._store.folder(_folder_name(number))
             except FileNotFoundError:
-                pass
-            except OSError as error:
-                if error.errno not in _NOT_REMOVABLE:
-                    raise
-                log.warning("the object %d of a deleted version cannot be removed: %s", version_id, error)
-            else:
-                self._unlinked_in.add(version_id // OBJECTS_PER_FOLDER)
+                continue
+            except (OSError, OddFile) as error:
+                _refuse_removal(ids, error)
+                continue
+            with contextlib.closing(folder):
+                for version_id in ids:
+                    self._unlink_in(folder, version_id)
+
+    def _unlink_in(self, folder: Folder, version_id: int) -> None:
+        try:
+            folder.unlink(str(version_id))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _refuse_removal([version_id], error)
+        else:
+            self._unlinked_in.add(version_id // OBJECTS_PER_FOLDER)
 
     def unless_held(self) -> AbstractContextManager[bool]:
         """Whether no snapshot needs what was retired; none begins until the block ends."""
-        return unless_held(os.path.dirname(self._path))
+        return unless_held(self._store)
 
     def read_ahead(self, version_id: int, limit_bytes: int, *, anew: bool = False) -> None:
         """Have the disk read the front of an object while others are worked on. Never fails.
@@ -139,8 +204,8 @@ class ObjectDirectory:
         `anew`: also what the page cache has already. May be called from any thread.
         """
         try:
-            fd = self.open_file(version_id)
-        except OSError:
+            fd, _ = self.open_file(version_id)
+        except (OSError, OddFile):
             return  # whoever reads it will find out
         try:
             if anew:
@@ -160,7 +225,7 @@ class ObjectDirectory:
             return []
         if len(version_ids) >= SYNCFS_FROM_OBJECTS:
             return [self.sync_all]
-        objects = [partial(_sync_path, self.path(version_id), os.fdatasync) for version_id in version_ids]
+        objects = [partial(self._sync_object, version_id) for version_id in version_ids]
         folders = {version_id // OBJECTS_PER_FOLDER for version_id in version_ids}
         # Behind an object, not beside it: ext4 would commit twice (0.8 ms against 0.65, measured).
         last = [objects.pop(), *(partial(self._sync_folder, folder) for folder in folders)]
@@ -180,39 +245,93 @@ class ObjectDirectory:
             while self._unlinked_in:
                 self._sync_folder(self._unlinked_in.pop())
 
-    def _sync_folder(self, folder: int) -> None:
-        _sync_path(os.path.join(self._path, str(folder)), os.fsync)
+    def _sync_object(self, version_id: int) -> None:
+        # What was deleted since it was written, or is no file any more, leaves nothing to make durable.
+        with contextlib.suppress(FileNotFoundError, OddFile):
+            fd, _ = self.open_file(version_id)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+
+    def _sync_folder(self, number: int) -> None:
+        with (
+            contextlib.suppress(FileNotFoundError),  # removed by hand, with all that was in it
+            contextlib.closing(self._store.folder(_folder_name(number))) as folder,
+        ):
+            folder.sync()
 
     def _sync_names_of(self, folders: set[int]) -> None:
-        _sync_path(self._path, os.fsync)
+        with contextlib.closing(self._store.folder(OBJECTS_FOLDER)) as objects:
+            objects.sync()
         self._durable_folders |= folders
 
     def sync_all(self) -> None:
         """Make every object and every name durable."""
-        _syncfs(self._path)
+        with contextlib.closing(self._store.folder(OBJECTS_FOLDER)) as objects:
+            objects.sync_all()
+
+    # What lies on the disk
 
     def ids_from(self, version_id: int) -> Iterator[int]:
         """Ids of all objects on disk that are not below `version_id`, at a cost of the recent ones only."""
-        for folder in os.listdir(self._path):
-            if not folder.isdecimal() or int(folder) < version_id // OBJECTS_PER_FOLDER:
-                continue
-            for name in os.listdir(os.path.join(self._path, folder)):
-                found = version_id_of(name)
-                if found is not None and found >= version_id:
-                    yield found
+        for number in self.folders():
+            if number >= version_id // OBJECTS_PER_FOLDER:
+                yield from (found for found in self.ids_in(number) if found >= version_id)
+
+    def folders(self) -> list[int]:
+        """The numbers of the folders that objects lie in, ascending. Raises OSError."""
+        with contextlib.closing(self._store.folder(OBJECTS_FOLDER)) as objects:
+            numbers = (number_of(name, LAST_VERSION_ID // OBJECTS_PER_FOLDER) for name in objects.names())
+            return sorted(number for number in numbers if number is not None)
+
+    def ids_in(self, number: int) -> set[int]:
+        """Ids of the objects in a folder, none if it is no folder or was removed meanwhile. Raises OSError.
+
+        What has another name than an object of this folder would is none.
+        """
+        try:
+            folder = self._store.folder(_folder_name(number))
+        except (FileNotFoundError, OddFile):
+            return set()
+        with contextlib.closing(folder):
+            found = {number_of(name, LAST_VERSION_ID) for name in folder.names()}
+        return {found_id for found_id in found if found_id is not None and _folder_of(found_id) == number}
 
 
-def version_id_of(name: str) -> int | None:
-    """The version id that a file name in the folder of objects spells, None where it is no object's."""
-    if not (name.isascii() and name.isdecimal()) or len(name) > _LONGEST_NAME:
+def number_of(name: str, last: int) -> int | None:
+    """The number that a name is, None for every other name, one with leading zeros and above `last` too.
+
+    `isdecimal` alone lets the digits of every script pass, and int(3) takes them.
+    """
+    if not (name.isascii() and name.isdecimal()) or (name[0] == "0" and name != "0") or len(name) > 19:
         return None
-    version_id = int(name)
-    return version_id if str(version_id) == name and version_id < LAST_VERSION_ID else None
+    number = int(name)
+    return number if number <= last else None
+
+
+def _folder_of(version_id: int) -> int:
+    return version_id // OBJECTS_PER_FOLDER
+
+
+def _folder_name(number: int) -> str:
+    return f"{OBJECTS_FOLDER}/{number}"
+
+
+def _name(version_id: int) -> str:
+    return f"{OBJECTS_FOLDER}/{version_id // OBJECTS_PER_FOLDER}/{version_id}"
 
 
 def object_path(folder: str, version_id: int) -> str:
     """Where the object of a version lies below the folder of objects."""
     return os.path.join(folder, str(version_id // OBJECTS_PER_FOLDER), str(version_id))
+
+
+def _refuse_removal(version_ids: list[int], error: Exception) -> None:
+    if isinstance(error, OSError) and error.errno not in _NOT_REMOVABLE:
+        raise error
+    names = ", ".join(map(str, version_ids[:3])) + (", ..." if len(version_ids) > 3 else "")
+    log.warning("objects of deleted versions cannot be removed (%s): %s", names, error)
 
 
 def _in_turn(calls: Iterable[Callable[[], None]]) -> None:
@@ -222,25 +341,3 @@ def _in_turn(calls: Iterable[Callable[[], None]]) -> None:
 
 def _no_room() -> None:
     """Before a store is open, and where it is read-only, there is nothing to give back."""
-
-
-def _sync_path(path: str, sync: Callable[[int], None]) -> None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return  # deleted since it was written: nothing left to make durable
-    try:
-        sync(fd)
-    finally:
-        os.close(fd)
-
-
-def _syncfs(path: str) -> None:
-    """syncfs(2), which os lacks; since Linux 5.8 it reports write errors of the whole file system."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if _libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
-    finally:
-        os.close(fd)

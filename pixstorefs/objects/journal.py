@@ -13,9 +13,11 @@ An entry shows no more than its object: ciphertext, under a number.
 import logging
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from pixstorefs.disk.files import affordable_size, fill_with_zeros, sync_directory
+from pixstorefs.disk.files import affordable_size, fill_with_zeros
+from pixstorefs.disk.folder import Folder, OddFile
+from pixstorefs.objects.layout import LAST_VERSION_ID
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +32,17 @@ LARGEST_OBJECT_SIZE_BYTES = 1 << 20
 _PAGE_SIZE_BYTES = 4096
 _HEADER = struct.Struct(">8sQQ")
 _MAGIC = b"PXSJ\x01\x00\x00\x00"
+_NEW = JOURNAL_FILE + ".new"
+
+# The descriptor of an object, open for reading, and its length in bytes.
+OpenObject = Callable[[int], tuple[int, int]]
 
 
 class Journal:
     """The journal of one open store. Not thread-safe; only `sync` waits for the disk."""
 
-    def __init__(self, store_path: str) -> None:
-        self._path = os.path.join(store_path, JOURNAL_FILE)
+    def __init__(self, store: Folder) -> None:
+        self._store = store
         self._fd = -1
         self._size_bytes = 0
         self._position = 0
@@ -45,31 +51,33 @@ class Journal:
     def open(self) -> None:
         """Open the journal, making it where it is missing. Never fails: an fsync takes longer without."""
         try:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._fd = self._store.open_own(JOURNAL_FILE, os.O_RDWR)
         except FileNotFoundError:
             self._create()
+        except OddFile as error:
+            log.warning("there is no journal, so that each fsync waits for its own file: %s", error)
         except OSError as error:
             log.info("there is no journal, so that each fsync waits for its own file: %s", error)
         if self._fd >= 0:
-            self._size_bytes = os.fstat(self._fd).st_size
+            # A longer one is not ours.
+            self._size_bytes = min(os.fstat(self._fd).st_size, JOURNAL_SIZE_BYTES)
             self._buffer = memoryview(bytearray(2 * _PAGE_SIZE_BYTES + LARGEST_OBJECT_SIZE_BYTES))
 
     def _create(self) -> None:
-        folder = os.path.dirname(self._path)
-        new = self._path + ".new"
         try:
-            size_bytes = affordable_size(folder, JOURNAL_SIZE_BYTES, _PART_OF_DISK)
+            size_bytes = affordable_size(self._store.fd, JOURNAL_SIZE_BYTES, _PART_OF_DISK)
             if size_bytes < _SMALLEST_SIZE_BYTES:
                 return
-            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._store.unlink_if_there(_NEW)
+            fd = self._store.create(_NEW)
             try:
                 fill_with_zeros(fd, size_bytes)
                 os.fsync(fd)
-                os.rename(new, self._path)
-                sync_directory(folder)
+                self._store.rename(_NEW, JOURNAL_FILE)
+                self._store.sync()
             except BaseException:
                 os.close(fd)
-                os.unlink(new)
+                self._store.unlink_if_there(_NEW)
                 raise
             self._fd = fd
         except OSError as error:
@@ -86,23 +94,27 @@ class Journal:
         """Whether there is one, and its disk has not failed."""
         return self._fd >= 0
 
-    def add(self, version_id: int, object_path: str) -> bool:
-        """Write a copy of an object, not synced yet. False where it has no room, or there is no journal."""
+    def add(self, version_id: int, open_object: OpenObject) -> bool:
+        """Write a copy of an object, not synced yet. False where it has no room, or there is no journal.
+
+        `open_object` returns its descriptor and its length in bytes.
+        """
         if self._fd < 0:
             return False
         try:
-            return self._add(version_id, object_path)
+            return self._add(version_id, open_object)
         except OSError as error:
             self._give_up(error)
             return False
 
-    def _add(self, version_id: int, object_path: str) -> bool:
+    def _add(self, version_id: int, open_object: OpenObject) -> bool:
         try:
-            fd = os.open(object_path, os.O_RDONLY | os.O_NOFOLLOW)
+            fd, size_bytes = open_object(version_id)
         except FileNotFoundError:
             return True  # deleted since it was written: nothing left to make durable
+        except OddFile:
+            return False  # the barrier syncs what there is
         try:
-            size_bytes = os.fstat(fd).st_size
             end = -(-(_HEADER.size + size_bytes) // _PAGE_SIZE_BYTES) * _PAGE_SIZE_BYTES
             if size_bytes > LARGEST_OBJECT_SIZE_BYTES or self._position + end > self._size_bytes:
                 return False
@@ -133,22 +145,27 @@ class Journal:
         self._position = 0
 
 
-def entries(store_path: str) -> Iterator[tuple[int, bytes]]:
+def entries(store: Folder | str) -> Iterator[tuple[int, bytes]]:
     """Version ids and the objects that a journal holds of them, if they are whole: newer and older ones.
 
-    Raises OSError where the disk fails.
+    Whatever the file holds, the ids and lengths are some that a journal can have. Raises OSError where the
+    disk fails.
     """
     try:
-        fd = os.open(os.path.join(store_path, JOURNAL_FILE), os.O_RDONLY | os.O_NOFOLLOW)
+        folder = Folder.at(store) if isinstance(store, str) else store
+        fd, status = folder.open_file(JOURNAL_FILE)
     except FileNotFoundError:
         return
+    except OddFile as error:
+        log.warning("what an fsync waited for cannot be put back from the journal: %s", error)
+        return
     try:
-        for at in range(0, os.fstat(fd).st_size, _PAGE_SIZE_BYTES):
+        for at in range(0, min(status.st_size, JOURNAL_SIZE_BYTES), _PAGE_SIZE_BYTES):
             header = os.pread(fd, _HEADER.size, at)
             if len(header) < _HEADER.size:
                 return
             magic, version_id, size_bytes = _HEADER.unpack(header)
-            if magic == _MAGIC and size_bytes <= LARGEST_OBJECT_SIZE_BYTES:
+            if magic == _MAGIC and version_id <= LAST_VERSION_ID and size_bytes <= LARGEST_OBJECT_SIZE_BYTES:
                 yield version_id, os.pread(fd, size_bytes, at + _HEADER.size)
     finally:
         os.close(fd)

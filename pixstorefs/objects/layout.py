@@ -7,6 +7,10 @@ from pixstorefs.format import HEADER_SIZE_BYTES, SEALED_SEGMENT_SIZE_BYTES
 from pixstorefs.objects.sealing import VersionKey
 from pixstorefs.records import Runs
 
+# Numbers above are none, whatever names and files say: the index cannot hold them all (SQLite's integers
+# have 63 bits), and a thousand saves a second reach this one in 146 million years.
+LAST_VERSION_ID = 1 << 62
+
 
 @dataclass(frozen=True, slots=True)
 class SealedObject:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 
 from pixstorefs.disk.files import read_ahead
+from pixstorefs.disk.folder import OddFile
 from pixstorefs.errors import CorruptImage
 from pixstorefs.format import (
     HEADER_SIZE_BYTES,
@@ -38,20 +39,21 @@ class ObjectReader:
         if self._fd >= 0 or not self.runs:
             return
         try:
-            fd = self._directory.open_file(self._sealed.key.version_id)
+            fd, size_bytes = self._directory.open_file(self._sealed.key.version_id)
         except FileNotFoundError:
             raise self._damaged("is missing") from None
-        self._take(fd)
+        except OddFile as error:
+            raise self._damaged(f"is no file ({error})") from None
+        self._take(fd, size_bytes)
 
     def open_copy(self, content: bytes) -> None:
         """Read from a copy of the object, in memory, instead of its file. Raises CorruptImage."""
         fd = os.memfd_create("object", os.MFD_CLOEXEC)
         os.write(fd, content)
-        self._take(fd)
+        self._take(fd, len(content))
 
-    def _take(self, fd: int) -> None:
+    def _take(self, fd: int, size_bytes: int) -> None:
         self._fd = fd
-        size_bytes = os.fstat(self._fd).st_size
         expected_bytes = sealed_size(self._sealed.stored_size_bytes)
         if size_bytes != expected_bytes:
             self.close()

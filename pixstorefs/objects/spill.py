@@ -2,11 +2,10 @@
 
 Each segment written takes a new slot and the slot number is the nonce, so no (key, nonce) pair is used
 twice however often a draft rewrites a segment; a slot that is no longer needed is not used again. The key
-lives in memory only and the file is unlinked before its first byte: a crash leaves nothing.
+lives in memory only and the file has lost its name before its first byte: a crash leaves nothing.
 """
 
 import os
-import secrets
 from collections.abc import Callable
 
 from pixstorefs.disk.files import write_fully
@@ -20,15 +19,14 @@ _NO_VERSION = 0
 class Spill:
     """Encrypted segments of one draft, addressed by slot."""
 
-    def __init__(self, folder: str, random: Callable[[int], bytes], make_room: Callable[[], None]) -> None:
+    def __init__(self, fd: int, random: Callable[[int], bytes], make_room: Callable[[], None]) -> None:
+        """Take over the descriptor of an empty file without a name."""
         self._make_room = make_room
         key = VersionKey(_NO_VERSION, random(KEY_SIZE_BYTES), random(IV_SIZE_BYTES))
         self._sealer = Sealer(key, b"spill", b"")
         self._sealed = memoryview(bytearray(SEALED_SEGMENT_SIZE_BYTES))
         self._slots = 0
-        path = os.path.join(folder, f"spill-{secrets.token_hex(8)}")
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        os.unlink(path)
+        self._fd = fd
 
     def put(self, segment: Buffer) -> int:
         """Keep a whole segment; returns its slot. Raises OSError (ENOSPC, EIO)."""

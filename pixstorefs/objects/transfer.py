@@ -11,82 +11,104 @@ import os
 from collections import Counter
 from collections.abc import Callable
 
-from pixstorefs.disk.files import copy_content, removed_on_error
-from pixstorefs.objects.directory import OBJECTS_PER_FOLDER, ObjectDirectory
+from pixstorefs.disk.files import write_fully
+from pixstorefs.disk.folder import Folder
+from pixstorefs.objects.directory import NEW_OBJECT, ObjectDirectory
 
-# Where a clone or copy stays until it is complete. Not a number, so it is no object.
-_NEW = "object.new"
+_CHUNK_SIZE_BYTES = 1 << 20
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 # Another file system, or one that cannot; the next way is tried from then on.
 _IMPOSSIBLE = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY)
 
+_Bring = Callable[[Folder, Folder, str], None]
+
 
 class Transfer:
-    """Brings objects from `source` into `target`. `ways` counts how they came: linked, cloned, copied.
+    """Brings objects from `source` into `target`. `ways` counts how they came: linked, cloned, copied."""
 
-    `folder` is where the target's objects lie.
-    """
-
-    def __init__(self, source: ObjectDirectory, target: ObjectDirectory, folder: str) -> None:
+    def __init__(self, source: ObjectDirectory, target: ObjectDirectory) -> None:
         self.ways: Counter[str] = Counter()
         self._source = source
         self._target = target
-        self._new = os.path.join(folder, _NEW)
-        self._possible: list[tuple[str, Callable[[str, str], None]]] = [
-            ("linked", os.link),
-            ("cloned", self._clone),
-            ("copied", self._copy),
+        self._possible: list[tuple[str, _Bring]] = [
+            ("linked", _link),
+            ("cloned", _clone),
+            ("copied", _copy),
         ]
-        self._folders: set[int] = set()
 
     def bring(self, version_id: int) -> None:
         """Bring one object, in place of what `target` may have under its id. It is not synced.
 
-        Raises FileNotFoundError where `source` has it no more, OSError where `target` cannot take it.
+        Raises FileNotFoundError if `source` has it no more, OSError or OddFile if `target` cannot take it.
         """
-        source, target = self._source.path(version_id), self._target.path(version_id)
-        self._make_folder(version_id)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(target)
+        name = str(version_id)
+        with (
+            contextlib.closing(self._source.folder_of(version_id)) as source,
+            contextlib.closing(self._target.folder_of(version_id, make=True)) as target,
+        ):
+            target.unlink_if_there(name)
+            self.ways[self._bring(source, target, name)] += 1
+
+    def _bring(self, source: Folder, target: Folder, name: str) -> str:
         while True:
             way, bring = self._possible[0]
             try:
-                bring(source, target)
+                bring(source, target, name)
             except OSError as error:
                 if error.errno == errno.EMLINK:
-                    self._copy(source, target)  # too many names, of this one object
-                    way = "copied"
-                elif error.errno in _IMPOSSIBLE and len(self._possible) > 1:
-                    del self._possible[0]
-                    continue
-                else:
+                    _copy(source, target, name)  # too many names, of this one object
+                    return "copied"
+                if error.errno not in _IMPOSSIBLE or len(self._possible) == 1:
                     raise
-            self.ways[way] += 1
-            return
+                del self._possible[0]
+            else:
+                return way
 
-    def _make_folder(self, version_id: int) -> None:
-        folder = version_id // OBJECTS_PER_FOLDER
-        if folder not in self._folders:
-            os.makedirs(os.path.dirname(self._target.path(version_id)), 0o700, exist_ok=True)
-            self._folders.add(folder)
 
-    def _clone(self, source: str, target: str) -> None:
-        self._through_new(source, target, lambda here, there: fcntl.ioctl(there, _FICLONE, here))
+def _link(source: Folder, target: Folder, name: str) -> None:
+    os.link(name, name, src_dir_fd=source.fd, dst_dir_fd=target.fd, follow_symlinks=False)
 
-    def _copy(self, source: str, target: str) -> None:
-        self._through_new(source, target, copy_content)
 
-    def _through_new(self, source: str, target: str, fill: Callable[[int, int], object]) -> None:
-        """Under its own name an object is complete, as far as a process that dies can see to that."""
-        here = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+def _clone(source: Folder, target: Folder, name: str) -> None:
+    _through_new(source, target, name, lambda here, there: fcntl.ioctl(there, _FICLONE, here))
+
+
+def _copy(source: Folder, target: Folder, name: str) -> None:
+    _through_new(source, target, name, _copy_content)
+
+
+def _through_new(source: Folder, target: Folder, name: str, fill: Callable[[int, int], object]) -> None:
+    """Under its own name an object is complete, as far as a process that dies can see to that."""
+    here, _ = source.open_file(name)
+    try:
+        target.unlink_if_there(NEW_OBJECT)
+        there = target.create(NEW_OBJECT)
         try:
-            with removed_on_error(self._new):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-                there = os.open(self._new, flags, 0o600)
-                try:
-                    fill(here, there)
-                finally:
-                    os.close(there)
-                os.rename(self._new, target)
+            fill(here, there)
+            target.rename(NEW_OBJECT, name)
+        except BaseException:
+            target.unlink_if_there(NEW_OBJECT)
+            raise
         finally:
-            os.close(here)
+            os.close(there)
+    finally:
+        os.close(here)
+
+
+def copy_file(source: Folder, name: str, target: Folder, new_name: str) -> None:
+    """A new file with the content of another, synced. Raises FileExistsError, OSError, OddFile."""
+    here, _ = source.open_file(name)
+    try:
+        there = target.create(new_name)
+        try:
+            _copy_content(here, there)
+            os.fsync(there)
+        finally:
+            os.close(there)
+    finally:
+        os.close(here)
+
+
+def _copy_content(here: int, there: int) -> None:
+    while chunk := os.read(here, _CHUNK_SIZE_BYTES):
+        write_fully(there, memoryview(chunk), lambda: None)

@@ -9,13 +9,13 @@ Nothing replaces what was there before it is checked.
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 
 from pixstorefs.check.check import Check, Progress, is_set_aside
 from pixstorefs.check.view import StoreView
+from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.unlink_guard import held
 from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput, NoSpace, SnapshotFailed, StoreInUse
 from pixstorefs.format import sealed_size
@@ -54,6 +54,7 @@ class _New:
     """The snapshot that is not in place yet, for a check."""
 
     path: str
+    folder: Folder
     index: Index
     objects: ObjectDirectory
 
@@ -92,7 +93,7 @@ class Snapshot:
         except BaseException:
             self._open.close()
             raise
-        self._transfer = Transfer(self._view.objects, self._target.objects, self._target.objects_folder)
+        self._transfer = Transfer(self._view.objects, self._target.objects)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,9 +102,11 @@ class Snapshot:
     def bring(self, progress: Progress) -> None:
         """Copy the index and bring the objects that are missing, synced. What is in place is untouched."""
         with _told(self._path):
-            with held(self._store_path):
+            with held(self._view.folder):
                 for _ in range(_ROUNDS):
-                    self._new = _New(self._path, self._target.take_index(), self._target.objects)
+                    self._new = _New(
+                        self._path, self._target.folder, self._target.take_index(), self._target.objects
+                    )
                     self._refuse_unreachable()
                     missing = self._bring_objects(progress)
                     if not missing:
@@ -144,13 +147,13 @@ class Snapshot:
         """A store that nobody has open and that was not closed cleanly recovers first, as by a mount."""
         if not self._view.needs_recovery():
             return
-        writable = os.access(self._store_path, os.W_OK)
-        with closing(open_unlocked(self._store_path, self._secret, read_only=not writable)) as store:
+        read_only = not self._view.is_writable
+        with closing(open_unlocked(self._store_path, self._secret, read_only=read_only)) as store:
             self.outcome.recovered = store.report
 
     def _refuse_unreachable(self) -> None:
         """SQLite's locks, without which a copy is of no one moment, need a store that we can write to."""
-        if self._view.is_owned() and not os.access(self._store_path, os.W_OK):
+        if self._view.is_owned() and not self._view.is_writable:
             raise StoreInUse(
                 f"the store {self._store_path} is in use, and cannot be written from here, so it cannot be "
                 "read as it is at one moment: take the snapshot where it is mounted, or unmount it"
@@ -172,14 +175,14 @@ class Snapshot:
     def _has(self, stored: StoredImage) -> bool:
         """Whether the target has this very object, and not one that an interrupted run left half."""
         version = stored.version
-        status = _file_status(self._target.objects.path(version.version_id))
+        status = self._target.objects.status(version.version_id)
         if status is None or status.st_size != sealed_size(version.stored_size_bytes):
             return False
         if self._target.old is not None:
             known = self._target.old.version(version.version_id)
             if known is not None and (known.key, known.tag) == (version.key, version.tag):
                 return True
-        source = _file_status(self._view.objects.path(version.version_id))
+        source = self._view.objects.status(version.version_id)
         return (source is not None and os.path.samestat(status, source)) or self._opens(stored)
 
     def _opens(self, stored: StoredImage) -> bool:
@@ -191,7 +194,7 @@ class Snapshot:
         What a repair set aside is known to be damaged, and no reason to have no snapshot.
         """
         version = stored.version
-        status = _file_status(self._view.objects.path(version.version_id))
+        status = self._view.objects.status(version.version_id)
         if status is None or status.st_size != sealed_size(version.stored_size_bytes):
             if not is_set_aside(path_of(self._new.index, version.ino)):
                 return False
@@ -243,15 +246,6 @@ def refuse_overlap(store_path: str, target: str) -> None:
 
 def _problems(findings: Iterator[Finding]) -> list[Finding]:
     return [found for found in findings if found.reaction is not Reaction.NOTE]
-
-
-def _file_status(path: str) -> os.stat_result | None:
-    """What lstat(2) tells of a regular file, None where there is none."""
-    try:
-        status = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None
 
 
 @contextmanager

@@ -6,19 +6,22 @@ the new one, or no store yet.
 """
 
 import os
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
 from pixstorefs.check.view import StoreView
-from pixstorefs.disk.files import copy_file, sync_directory
+from pixstorefs.disk.files import sync_directory
+from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.lock_file import LOCK_FILE, Ownership
-from pixstorefs.errors import InvalidInput, NotAStore
+from pixstorefs.errors import InvalidInput, NotAStore, SnapshotFailed, StoreNotWritable
 from pixstorefs.index import copy as index_copy
 from pixstorefs.index import walk as index_walk
 from pixstorefs.index.digest import digest_of
 from pixstorefs.index.displaced import settle
 from pixstorefs.index.rows import Index
-from pixstorefs.objects.directory import OBJECTS_PER_FOLDER, ObjectDirectory
+from pixstorefs.objects.directory import OBJECTS_FOLDER, OBJECTS_PER_FOLDER, ObjectDirectory, number_of
+from pixstorefs.objects.layout import LAST_VERSION_ID
+from pixstorefs.objects.transfer import copy_file
 from pixstorefs.store.barrier_record import remove_record
 from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, put_back
 from pixstorefs.store.numbers import BLOCK
@@ -27,6 +30,8 @@ from pixstorefs.store.snapshot_record import RECORD_FILE, SnapshotRecord, read_r
 # Who mounts the snapshot for writing gets version ids that the store itself does not reach.
 _GAP = 64 * BLOCK
 _LOG_SUFFIXES = ("-wal", "-shm")
+_NEW_INDEX = INDEX_FILE + ".new"
+_NEW_COPY = "index.new"
 # What a first run that got nowhere leaves.
 _EMPTY = {LOCK_FILE, RECORD_FILE + ".new"}
 
@@ -40,9 +45,8 @@ class Target:
         Raises NotAStore, InvalidInput, StoreInUse, CorruptStore where it cannot be taken, OSError.
         """
         self.path = path
-        self.objects_folder = os.path.join(path, "objects")
         self._index_path = os.path.join(path, INDEX_FILE)
-        self._new_path = self._index_path + ".new"
+        self._new_path = os.path.join(path, _NEW_INDEX)
         self._source = source
         self._open = ExitStack()
         self.old: Index | None = None
@@ -51,7 +55,7 @@ class Target:
         except BaseException:
             self.close()
             raise
-        self.objects = ObjectDirectory(path, source.store_id)
+        self.objects = ObjectDirectory(self.folder, source.store_id)
 
     def close(self) -> None:
         """Give the directory free."""
@@ -63,9 +67,9 @@ class Target:
         It is as a clean close leaves it: nothing displaced, nothing retired, everything durable.
         """
         key, store_id = self._source.index_key, self._source.store_id
-        for path in (self._new_path, *(self._new_path + suffix for suffix in _LOG_SUFFIXES)):
-            if os.path.lexists(path):
-                os.unlink(path)
+        for suffix in ("", *_LOG_SUFFIXES):
+            self.folder.unlink_if_there(_NEW_INDEX + suffix)
+        self._require_here()
         self._source.copy_index(self._new_path)
         with closing(Index(self._new_path, key, store_id)) as index:
             state = index.state()
@@ -81,7 +85,7 @@ class Target:
                 index.put_state(clean)
             index.checkpoint()
             index.empty_log(checkpointed=True)
-        self._remove_logs(self._new_path)
+        self._remove_logs(_NEW_INDEX)
         return self._open.enter_context(closing(Index(self._new_path, key, store_id, read_only=True)))
 
     def place_index(self, new: Index) -> int:
@@ -90,32 +94,35 @@ class Target:
         The objects that it knows are on the disk. Raises OSError.
         """
         digest = digest_of(new, self._source.index_key)
-        write_record(self.path, replace(self._record, digests=(*self._record.digests, digest)))
+        write_record(self.folder, replace(self._record, digests=(*self._record.digests, digest)))
         index_copy.sync_file(self._new_path)
-        os.rename(self._new_path, self._index_path)
-        sync_directory(self.path)
+        self.folder.rename(_NEW_INDEX, INDEX_FILE)
+        self.folder.sync()
         # Only now, where it is the first, this is a store.
-        put_back(self.path, self._source.header, self._source.slots)
+        put_back(self.folder, self._source.header, self._source.slots)
         self._replace_copies()
         removed = self._remove_unknown(new)
         self.objects.sync_all()
-        write_record(self.path, SnapshotRecord(self._source.store_id, (digest,), finished=True))
+        write_record(self.folder, SnapshotRecord(self._source.store_id, (digest,), finished=True))
         return removed
 
     # Taking the directory
 
     def _claim(self) -> None:
         self._refuse_foreign()
-        ownership = Ownership(self.path, None)
+        try:
+            ownership = Ownership(self.folder, None)
+        except StoreNotWritable as error:
+            raise SnapshotFailed(f"the snapshot {self.path} cannot be renewed: {error}") from None
         self._open.callback(ownership.release)
-        record = read_record(self.path) or SnapshotRecord(self._source.store_id)
+        record = read_record(self.folder) or SnapshotRecord(self._source.store_id)
         self._record = replace(record, finished=False)
-        if os.path.lexists(self._index_path):
+        if self.folder.status(INDEX_FILE) is not None:
             self.old = self._opened_old()
         # Durable before anything else is there: a directory that is not empty and has none is refused.
-        write_record(self.path, self._record)
-        for folder in (self.objects_folder, os.path.join(self.path, COPIES_FOLDER)):
-            os.makedirs(folder, 0o700, exist_ok=True)
+        write_record(self.folder, self._record)
+        for name in (OBJECTS_FOLDER, COPIES_FOLDER):
+            self.folder.made_folder(name).close()
 
     def _refuse_foreign(self) -> None:
         """Refuse what is neither empty nor a snapshot of this store."""
@@ -124,8 +131,9 @@ class Target:
             sync_directory(os.path.dirname(self.path))
         if not os.path.isdir(self.path):
             raise NotAStore(f"{self.path} is not a directory: give another place for the snapshot")
-        record = read_record(self.path)
-        if record is None and set(os.listdir(self.path)) - _EMPTY:
+        self.folder = self._open.enter_context(closing(Folder.at(self.path)))
+        record = read_record(self.folder)
+        if record is None and set(self.folder.names()) - _EMPTY:
             raise NotAStore(
                 f"{self.path} is not empty and no snapshot. Nothing was changed; "
                 "give an empty or a new directory for the snapshot"
@@ -138,6 +146,7 @@ class Target:
     def _opened_old(self) -> Index:
         """The index in place, with its log emptied. Raises InvalidInput where somebody changed the tree."""
         key, store_id = self._source.index_key, self._source.store_id
+        self._require_here()
         with closing(Index(self._index_path, key, store_id)) as index:
             if digest_of(index, key) not in self._record.digests:
                 raise InvalidInput(
@@ -147,44 +156,57 @@ class Target:
                 )
             # A log that outlived its database would be applied to the new one.
             index.empty_log(checkpointed=index.checkpoint())
-        self._remove_logs(self._index_path)
+        self._remove_logs(INDEX_FILE)
         # Of who mounted it; it speaks of the index that is to be replaced.
-        remove_record(self.path)
+        remove_record(self.folder)
         return self._open.enter_context(closing(Index(self._index_path, key, store_id, read_only=True)))
+
+    def _require_here(self) -> None:
+        """SQLite opens files by path: refuse if that leads elsewhere by now, or they are none."""
+        if self.folder.reachable_path() != self.path:
+            raise SnapshotFailed(f"{self.path} was moved while the snapshot was taken: start again")
+        for name in (INDEX_FILE, *(INDEX_FILE + suffix for suffix in _LOG_SUFFIXES)):
+            with suppress(FileNotFoundError):
+                os.close(self.folder.open_file(name)[0])
 
     # Putting it in place
 
-    def _remove_logs(self, index_path: str) -> None:
+    def _remove_logs(self, index_name: str) -> None:
         for suffix in _LOG_SUFFIXES:
-            if os.path.lexists(index_path + suffix):
-                os.unlink(index_path + suffix)
-        sync_directory(self.path)
+            self.folder.unlink_if_there(index_name + suffix)
+        self.folder.sync()
 
     def _replace_copies(self) -> None:
         """One copy of the index in place; others still have keys of images that were deleted since."""
-        folder = os.path.join(self.path, COPIES_FOLDER)
-        new = os.path.join(folder, "index.new")
-        if os.path.lexists(new):
-            os.unlink(new)
-        copy_file(self._index_path, new)
-        os.rename(new, os.path.join(folder, COPY_NAMES[0]))
-        for name in COPY_NAMES[1:]:
-            if os.path.lexists(os.path.join(folder, name)):
-                os.unlink(os.path.join(folder, name))
-        sync_directory(folder)
+        with closing(self.folder.folder(COPIES_FOLDER)) as copies:
+            copies.unlink_if_there(_NEW_COPY)
+            copy_file(self.folder, INDEX_FILE, copies, _NEW_COPY)
+            copies.rename(_NEW_COPY, COPY_NAMES[0])
+            for name in COPY_NAMES[1:]:
+                copies.unlink_if_there(name)
+            copies.sync()
 
     def _remove_unknown(self, index: Index) -> int:
+        """Remove objects that the index does not know; what is no folder of objects stays."""
         removed = 0
-        for folder in os.listdir(self.objects_folder):
-            path = os.path.join(self.objects_folder, folder)
-            if not folder.isdecimal():
-                if os.path.isfile(path):
-                    os.unlink(path)  # what an interrupted run left
-                continue
-            first = int(folder) * OBJECTS_PER_FOLDER
-            known = index_walk.rows_between(index, first, first + OBJECTS_PER_FOLDER)
-            for name in os.listdir(path):
-                if not name.isdecimal() or int(name) not in known:
-                    os.unlink(os.path.join(path, name))
-                    removed += 1
+        with closing(self.folder.folder(OBJECTS_FOLDER)) as objects:
+            for name in objects.names():
+                number = number_of(name, LAST_VERSION_ID // OBJECTS_PER_FOLDER)
+                with suppress(OddFile):
+                    if number is not None:
+                        with closing(objects.folder(name)) as folder:
+                            removed += _remove_unknown_in(folder, number, index)
+                    elif objects.file_status(name) is not None:
+                        objects.unlink(name)  # what an interrupted run left
         return removed
+
+
+def _remove_unknown_in(folder: Folder, number: int, index: Index) -> int:
+    first = number * OBJECTS_PER_FOLDER
+    known = {str(known) for known in index_walk.rows_between(index, first, first + OBJECTS_PER_FOLDER)}
+    removed = 0
+    for name in folder.names():
+        if name not in known and folder.file_status(name) is not None:
+            folder.unlink(name)
+            removed += 1
+    return removed

@@ -1,7 +1,6 @@
 """Allocation: version ids, keys and room for content that is not saved yet."""
 
 import logging
-import os
 from collections.abc import Callable
 
 from pixstorefs.objects.directory import ObjectDirectory
@@ -23,7 +22,6 @@ class Allocator:
 
     def __init__(
         self,
-        path: str,
         objects: ObjectDirectory,
         numbers: Numbers,
         *,
@@ -33,7 +31,6 @@ class Allocator:
         self.padding = padding
         # How many segments all drafts hold in memory together; kept by the drafts themselves.
         self.segments_in_memory = 0
-        self._folder = os.path.join(path, "objects")
         self._objects = objects
         self._numbers = numbers
         self._random = random
@@ -99,7 +96,7 @@ class Allocator:
 
     def begin_spill(self) -> Spill:
         """Encrypted scratch space for a draft that memory cannot hold."""
-        return Spill(self._folder, self._random, self._objects.make_room)
+        return Spill(self._objects.create_nameless(), self._random, self._objects.make_room)
 
     def object_floor(self) -> int:
         """Every object on disk with a lower id belongs to a saved version."""

@@ -5,122 +5,109 @@ with the copies that there were. Nothing here is ever removed: that is for a per
 """
 
 import os
-import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 
-from pixstorefs.disk.files import copy_file, sync_directory
-from pixstorefs.errors import CorruptStore
+from pixstorefs.disk.folder import Folder
 from pixstorefs.index.copy import take_copy
+from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.transfer import copy_file
 from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOST_FOUND
 
-INDEX_SUFFIXES = ("", "-wal", "-shm")
-_LOG_SUFFIX = "-wal"
+INDEX_FILES = (INDEX_FILE, INDEX_FILE + "-wal", INDEX_FILE + "-shm")
+_LOG_FILE = INDEX_FILE + "-wal"
 _OBJECTS = "objects"
 _INDEX_PREFIX = "index-"
 
 
-def objects_aside(store_path: str) -> str:
-    """The folder of objects that were set aside. It may not be there."""
-    return os.path.join(store_path, LOST_FOUND, _OBJECTS)
+@contextmanager
+def objects_aside(store: Folder) -> Iterator[Folder]:
+    """The folder of objects that were set aside, made if it is missing. Raises OSError, OddFile."""
+    with closing(_lost_found(store)) as above, closing(above.made_folder(_OBJECTS)) as folder:
+        above.sync()
+        yield folder
 
 
-def set_objects_aside(store_path: str, objects: Iterable[str]) -> list[str]:
-    """Move object files out of the way, durably; returns where they are. Raises CorruptStore, OSError."""
+def set_objects_aside(store: Folder, objects: ObjectDirectory, version_ids: Iterable[int]) -> list[str]:
+    """Move objects out of the way, durably; returns where they are. Raises OSError, OddFile."""
+    wanted = [version_id for version_id in version_ids if objects.exists(version_id)]
+    if not wanted:
+        return []
     moved: list[str] = []
-    folders: set[str] = set()
-    target_folder = objects_aside(store_path)
-    for path in objects:
-        if not moved:
-            make_folders(store_path, LOST_FOUND, _OBJECTS)
-        target = _free(os.path.join(target_folder, os.path.basename(path)), "-again")
-        os.rename(path, target)
-        moved.append(target)
-        folders |= {target_folder, os.path.dirname(path)}
-    for folder in sorted(folders):
-        sync_directory(folder)
+    with objects_aside(store) as target:
+        for version_id in wanted:
+            name = _free(target, str(version_id))
+            with closing(objects.folder_of(version_id)) as source:
+                source.rename(str(version_id), name, target)
+                source.sync()
+            moved.append(os.path.join(target.path, name))
+        target.sync()
     return moved
 
 
-def keep_index(store_path: str, key: bytes, now_ns: int) -> str:
+def keep_index(store: Folder, index_path: str, key: bytes, now_ns: int) -> str:
     """Keep the open index of a store as it is, and its log, durably; returns the folder they are in.
 
     The log as a file, for SQLite may not have read all of it. The database not as a file: whoever closes a
     second descriptor of it takes SQLite's locks away (fcntl(2)). Raises CorruptStore, NoSpace, OSError.
     """
-    folder = new_index_folder(store_path, now_ns)
-    index_path = os.path.join(store_path, INDEX_FILE)
-    take_copy(index_path, key, os.path.join(folder, INDEX_FILE), lambda: None)
-    if os.path.isfile(index_path + _LOG_SUFFIX):
-        copy_file(index_path + _LOG_SUFFIX, os.path.join(folder, INDEX_FILE + _LOG_SUFFIX))
-    sync_directory(folder)
-    return folder
+    with closing(new_index_folder(store, now_ns)) as folder:
+        path = folder.reachable_path() or folder.path
+        take_copy(index_path, key, os.path.join(path, INDEX_FILE), lambda: None)
+        with suppress(FileNotFoundError):
+            copy_file(store, _LOG_FILE, folder, _LOG_FILE)
+        folder.sync()
+        return path
 
 
-def keep_copies(store_path: str, folder: str) -> None:
-    """Keep the copies of the index that there are in `folder`, too, durably. Raises OSError.
+def keep_copies(store: Folder, target: Folder) -> None:
+    """Keep the copies of the index that there are in `target`, too, durably. Raises OSError, OddFile.
 
     The next copies replace them in their own place. They are never changed, so another name will do.
     """
-    for name in COPY_NAMES:
-        source, target = os.path.join(store_path, COPIES_FOLDER, name), os.path.join(folder, name)
-        if not os.path.isfile(source) or os.path.lexists(target):
-            continue
-        try:
-            os.link(source, target, follow_symlinks=False)
-        except OSError:  # a file system without hard links
-            copy_file(source, target)
-    sync_directory(folder)
+    try:
+        copies = store.folder(COPIES_FOLDER)
+    except FileNotFoundError:
+        return
+    with closing(copies):
+        for name in COPY_NAMES:
+            if copies.file_status(name) is None or target.status(name) is not None:
+                continue
+            try:
+                os.link(name, name, src_dir_fd=copies.fd, dst_dir_fd=target.fd, follow_symlinks=False)
+            except OSError:  # a file system without hard links
+                copy_file(copies, name, target, name)
+    target.sync()
 
 
-def new_index_folder(store_path: str, now_ns: int) -> str:
-    """Make a folder for an index that is set aside. Raises CorruptStore, OSError."""
-    make_folders(store_path, LOST_FOUND)
+def new_index_folder(store: Folder, now_ns: int) -> Folder:
+    """Make a folder for an index that is set aside. Raises OSError, OddFile."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_ns / 1e9))
-    path = os.path.join(store_path, LOST_FOUND, f"{_INDEX_PREFIX}{stamp}")
-    number = 0
-    while True:
-        folder = f"{path}-{number}" if number else path
-        try:
-            os.mkdir(folder, 0o700)
-        except FileExistsError:
-            number += 1
-            continue
-        sync_directory(os.path.dirname(folder))
+    with closing(_lost_found(store)) as above:
+        name = _free(above, f"{_INDEX_PREFIX}{stamp}")
+        folder = above.made_folder(name)
+        above.sync()
         return folder
 
 
-def newest_index_folder(store_path: str) -> str | None:
-    """The folder that the last index went to, None where there is none."""
-    try:
-        names = os.listdir(os.path.join(store_path, LOST_FOUND))
-    except FileNotFoundError:
-        return None
-    found = max((name for name in names if name.startswith(_INDEX_PREFIX)), default=None)
-    return os.path.join(store_path, LOST_FOUND, found) if found else None
+def newest_index_folder(store: Folder) -> Folder | None:
+    """The folder that the last index went to, None where there is none. Raises OSError, OddFile."""
+    with closing(_lost_found(store)) as above:
+        name = max((name for name in above.names() if name.startswith(_INDEX_PREFIX)), default=None)
+        return above.folder(name) if name is not None else None
 
 
-def make_folders(store_path: str, *names: str) -> None:
-    """Make folders below the store, each in the one before, durably. Raises CorruptStore, OSError.
-
-    A link in their place would lead out of the store.
-    """
-    path = store_path
-    for name in names:
-        above, path = path, os.path.join(path, name)
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(path).st_mode):
-                raise CorruptStore(
-                    f"{path} is no folder: what has to be kept cannot be put there. Nothing was changed; "
-                    f"move {path} away, then try again"
-                ) from None
-        else:
-            sync_directory(above)
+def _lost_found(store: Folder) -> Folder:
+    folder = store.made_folder(LOST_FOUND)
+    store.sync()
+    return folder
 
 
-def _free(path: str, suffix: str) -> str:
-    while os.path.lexists(path):
-        path += suffix
-    return path
+def _free(folder: Folder, wanted: str) -> str:
+    """A name that is free in a folder."""
+    name, number = wanted, 1
+    while folder.status(name) is not None:
+        number += 1
+        name = f"{wanted}-{number}"
+    return name

@@ -11,6 +11,7 @@ is not unlinked but stays for a later barrier.
 
 import logging
 import threading
+from collections.abc import Callable
 
 from pixstorefs.disk.sync_threads import SyncThreads
 from pixstorefs.errors import NoSpace, PixstoreError
@@ -36,12 +37,15 @@ class Barrier:
         ledger: Ledger,
         journal: Journal,
         record: BarrierRecord,
+        follow: Callable[[], object],
     ) -> None:
+        """`follow` is called before files of the index are opened: the store may have been renamed."""
         self._lock = lock
         self._objects = objects
         self._index = index
         self._ledger = ledger
         self._record = record
+        self._follow = follow
         self._threads = SyncThreads()
         self._unsynced: list[int] = []
         # Of the unsynced objects those that the journal has.
@@ -181,7 +185,7 @@ class Barrier:
             waiting = [version_id for version_id in self._unsynced if version_id not in self._journaled]
             token, _ = self._ledger.mark()
             claim = self._claim(token)
-        added = (self._journal.add(version_id, self._objects.path(version_id)) for version_id in waiting)
+        added = (self._journal.add(version_id, self._objects.open_file) for version_id in waiting)
         if not all(added):
             return False
         # The log's sync may raise, and nobody may hide that: the next one would succeed and prove nothing.
@@ -217,6 +221,7 @@ class Barrier:
             self._ledger.passed(token, floor, unlinked=unlinked)
         if not unlinked:
             self.note_change()  # looks again in a second
+        self._follow()
         with self._index.log_at_rest(wait=False) as at_rest:
             if at_rest and self._index.checkpoint_is_due():
                 checkpointed = self._index.checkpoint()

@@ -10,15 +10,14 @@ log syncs it first. There are two slots, written in turn, each authenticated: a 
 the other one.
 """
 
-import errno
 import hmac
 import logging
 import os
-import stat
 import struct
 from dataclasses import dataclass, replace
 
-from pixstorefs.disk.files import fill_with_zeros, sync_directory
+from pixstorefs.disk.files import fill_with_zeros
+from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.index.log import Position
 from pixstorefs.index.rows import State
 from pixstorefs.keys import keyring
@@ -59,8 +58,8 @@ def clean_claim(state: State) -> Claim:
 class BarrierRecord:
     """The barrier record of one open store. Not thread-safe: barriers take turns."""
 
-    def __init__(self, store_path: str, index_key: bytes, store_id: bytes) -> None:
-        self._path = os.path.join(store_path, RECORD_FILE)
+    def __init__(self, store: Folder, index_key: bytes, store_id: bytes) -> None:
+        self._store = store
         self._key = _key(index_key, store_id)
         self._fd = -1
         self._sequence = 0
@@ -72,19 +71,16 @@ class BarrierRecord:
             return
         try:
             self._open()
-        except OSError as error:
+        except (OSError, OddFile) as error:
             log.warning("no record of barriers is kept, so that a damaged log is not noticed: %s", error)
             self.close()
 
     def _open(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        self._fd = os.open(self._path, flags, 0o600)
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-            raise OSError(errno.EINVAL, "it is no file", self._path)
+        self._fd = self._store.open_own(RECORD_FILE, os.O_RDWR | os.O_CREAT)
         if os.fstat(self._fd).st_size < _SLOTS * _SLOT_SIZE_BYTES:
             fill_with_zeros(self._fd, _SLOTS * _SLOT_SIZE_BYTES)
             os.fsync(self._fd)
-            sync_directory(os.path.dirname(self._path))
+            self._store.sync()
         self._sequence, self._claim = _newest(self._fd, self._key)
 
     def write(self, claim: Claim, *, synced: bool = False) -> bool:
@@ -93,7 +89,7 @@ class BarrierRecord:
         A record that cannot be written is removed: what it claims may be false soon.
         """
         if self._fd < 0:
-            return not os.path.isfile(self._path)
+            return self._store.file_status(RECORD_FILE) is None
         try:
             os.pwrite(self._fd, self._packed(claim), (self._sequence + 1) % _SLOTS * _SLOT_SIZE_BYTES)
             self._sequence += 1
@@ -119,8 +115,7 @@ class BarrierRecord:
 
     def _removed(self) -> bool:
         try:
-            os.unlink(self._path)
-            sync_directory(os.path.dirname(self._path))
+            remove_record(self._store)
         except OSError:
             return False
         return True
@@ -139,26 +134,20 @@ class BarrierRecord:
         return content + _tag(self._key, content)
 
 
-def remove_record(store_path: str) -> None:
+def remove_record(store: Folder) -> None:
     """Claim nothing any more: the index was replaced by another one. Raises OSError."""
-    try:
-        os.unlink(os.path.join(store_path, RECORD_FILE))
-    except FileNotFoundError:
-        return
-    sync_directory(store_path)
+    store.unlink_if_there(RECORD_FILE)
+    store.sync()
 
 
-def read_claim(store_path: str, index_key: bytes, store_id: bytes) -> Claim | None:
+def read_claim(store: Folder, index_key: bytes, store_id: bytes) -> Claim | None:
     """What the record of a store claims, None where there is none that can be read. Raises OSError."""
-    path = os.path.join(store_path, RECORD_FILE)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
+        fd, _ = store.open_file(RECORD_FILE)
+    except (FileNotFoundError, OddFile) as error:
         log.info("there is no record of the last barrier: %s", error)
         return None
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return None
         return _newest(fd, _key(index_key, store_id))[1]
     finally:
         os.close(fd)

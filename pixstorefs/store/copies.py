@@ -7,10 +7,13 @@ and deletes, and soon after the first change of a store that has none. A copy th
 log and nothing else.
 """
 
+import errno
 import logging
 import os
+import stat
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pixstorefs.disk.files import removed_on_error, sync_directory
@@ -64,12 +67,15 @@ class Copies:
         opened: State,
         newest: Copy | None,
         schedule: Schedule | None = None,
+        *,
+        follow: Callable[[], bool] = lambda: True,
     ) -> None:
         """`opened` is the state that the index had when it was opened, before anything was written.
 
-        `newest` is the newest copy that there is.
+        `newest` is the newest copy that there is. `follow` makes `index.path` that of the store where it
+        lies now, or returns False.
         """
-        self._folder = os.path.join(store_path, COPIES_FOLDER)
+        self._follow = follow
         self._index = index
         self._key = key
         self._schedule = schedule or Schedule()
@@ -84,6 +90,10 @@ class Copies:
         self._wake = threading.Condition()
         self._stopped = False
         self._thread: threading.Thread | None = None
+
+    @property
+    def _folder(self) -> str:
+        return os.path.join(os.path.dirname(self._index.path), COPIES_FOLDER)
 
     def note_change(self) -> None:
         """A transaction was committed (with the store's lock held)."""
@@ -161,7 +171,10 @@ class Copies:
         self._retry_at_s = time.monotonic() + self._schedule.again_after_failure_s
 
     def _replace_older(self) -> State:
+        if not self._follow():
+            raise _GivenUp
         os.makedirs(self._folder, 0o700, exist_ok=True)
+        _require_real(self._folder)
         path = os.path.join(self._folder, _NEW)
         if os.path.lexists(path):
             os.unlink(path)  # of a process that was killed
@@ -222,12 +235,23 @@ def damaged_copies(store_path: str, key: bytes, store_id: bytes) -> list[str]:
     return [os.path.basename(path) for path in paths if os.path.lexists(path) and path not in good]
 
 
+def _require_real(folder: str) -> None:
+    """Raises OSError if a link lies in the place of the folder: nothing is written elsewhere."""
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
+
+
 def _copies_in(folder: str, key: bytes, store_id: bytes) -> list[Copy]:
     found = []
     for name in COPY_NAMES:
         path = os.path.join(folder, name)
         try:
-            made_ns = os.stat(path).st_mtime_ns
+            _require_real(folder)
+            status = os.lstat(path)
+            if not stat.S_ISREG(status.st_mode):
+                log.info("no copy of the index, and not looked into: %s", path)
+                continue
+            made_ns = status.st_mtime_ns
             found.append(Copy(path, index_copy.state_of(path, key, store_id), made_ns))
         except (FileNotFoundError, NotADirectoryError):
             continue

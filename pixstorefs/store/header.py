@@ -9,11 +9,13 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pixstorefs.disk.files import sync_directory, write_durably
+from pixstorefs.disk.files import sync_directory
+from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.errors import CorruptStore, NewerFormat, NotAStore
 from pixstorefs.index.rows import ROOT_INO, Index
 from pixstorefs.keys import keyring
@@ -44,56 +46,72 @@ class Header:
     raw: bytes
 
 
-def is_store(path: str) -> bool:
+def is_store(store: Folder | str) -> bool:
     """Whether a directory holds a store (or what is left of one)."""
-    return any(os.path.lexists(place) for place in _places(path, HEADER_FILE))
+    try:
+        with _opened(store) as folder:
+            return any(folder.status(place) is not None for place in _places(HEADER_FILE))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
-def read_header(path: str) -> Header:
+def read_header(store: Folder | str) -> Header:
     """Read `store.json`, or its copy where that is damaged.
 
     Raises NotAStore, NewerFormat, CorruptStore.
     """
-    if not is_store(path):
+    if not is_store(store):
+        path = store if isinstance(store, str) else store.path
         raise NotAStore(f"{path} is not a store: it has no {HEADER_FILE}. Nothing was changed")
-    return _first_whole(path, HEADER_FILE, _parse)
+    with _opened(store) as folder:
+        return _first_whole(folder, HEADER_FILE, _parse)
 
 
-def keys_json(path: str) -> bytes:
+def keys_json(store: Folder | str) -> bytes:
     """The key slots of a store, or their copy where they are damaged. Raises NewerFormat, CorruptStore."""
 
     def checked(_: str, raw: bytes) -> bytes:
         keyring.slot_kinds(raw)
         return raw
 
-    return _first_whole(path, KEYS_FILE, checked)
+    with _opened(store) as folder:
+        return _first_whole(folder, KEYS_FILE, checked)
 
 
-def differing_copies(path: str) -> list[str]:
+def differing_copies(store: Folder | str) -> list[str]:
     """Which of the two files differ from their copies: if no key fits, one of each pair may be damaged."""
-    return [name for name in (HEADER_FILE, KEYS_FILE) if len({_raw(p) for p in _places(path, name)}) > 1]
+    with _opened(store) as folder:
+        return [
+            name
+            for name in (HEADER_FILE, KEYS_FILE)
+            if len({_raw(folder, place) for place in _places(name)}) > 1
+        ]
 
 
-def put_back(path: str, header: bytes, slots: bytes) -> list[str]:
+def put_back(store: Folder | str, header: bytes, slots: bytes) -> list[str]:
     """Make both files and their copies what just opened the store; returns a line for each lost original.
 
     The slots authenticate the header, so a key that opened them vouches for both. With the store's lock.
-    Raises OSError.
+    Raises OSError. What is no file, or no folder, stays: a line tells.
     """
     report = []
-    os.makedirs(os.path.join(path, COPIES_FOLDER), 0o700, exist_ok=True)
-    for name, content in ((KEYS_FILE, slots), (HEADER_FILE, header)):
-        first, copy = _places(path, name)
-        for place in (copy, first):
-            if _raw(place) == content:
-                continue
-            write_durably(place, content)
-            if place == first:
-                report.append(f"{name} was missing or damaged; it is back from its copy")
+    with _opened(store) as folder:
+        for name, content in ((KEYS_FILE, slots), (HEADER_FILE, header)):
+            first, copy = _places(name)
+            for place in (copy, first):
+                if _raw(folder, place) == content:
+                    continue
+                try:
+                    _replace(folder, place, content)
+                except (OddFile, IsADirectoryError) as error:
+                    report.append(f"{place} could not be made whole: {error}")
+                    continue
+                if place == first:
+                    report.append(f"{name} was missing or damaged; it is back from its copy")
     return report
 
 
-def replace_keys(path: str, slots: bytes) -> None:
+def replace_keys(store: Folder | str, slots: bytes) -> None:
     """Give the store other key slots. With the store's lock. Raises OSError: see `keys_json` for what counts.
 
     Behind it a copy would bring a removed key back to life as soon as the first one is damaged. Ahead of it,
@@ -101,41 +119,61 @@ def replace_keys(path: str, slots: bytes) -> None:
     writable opening makes it what counts again. So nothing is undone on an error: of the first one's
     replacement nobody can tell whether it reached the disk, and undoing the copy's could leave that behind.
     """
-    first, copy = _places(path, KEYS_FILE)
-    os.makedirs(os.path.dirname(copy), 0o700, exist_ok=True)
-    write_durably(copy, slots)
-    write_durably(first, slots)
+    first, copy = _places(KEYS_FILE)
+    with _opened(store) as folder:
+        _replace(folder, copy, slots)
+        _replace(folder, first, slots)
 
 
-def _places(path: str, name: str) -> tuple[str, str]:
-    return os.path.join(path, name), os.path.join(path, COPIES_FOLDER, name)
+def _places(name: str) -> tuple[str, str]:
+    return name, f"{COPIES_FOLDER}/{name}"
 
 
-def _first_whole(path: str, name: str, parse: Callable[[str, bytes], _Parsed]) -> _Parsed:
+@contextmanager
+def _opened(store: Folder | str) -> Iterator[Folder]:
+    """The folder of a store, for the moment if all that is known is its path."""
+    if isinstance(store, Folder):
+        yield store
+        return
+    with closing(Folder.at(store)) as folder:
+        yield folder
+
+
+def _replace(folder: Folder, place: str, content: bytes) -> None:
+    if "/" not in place:
+        folder.replace(place, content)
+        return
+    with closing(folder.made_folder(COPIES_FOLDER)) as copies:
+        copies.replace(os.path.basename(place), content)
+
+
+def _first_whole(folder: Folder, name: str, parse: Callable[[str, bytes], _Parsed]) -> _Parsed:
     """What the first of a file and its copy holds that is whole; the first one's error where neither is."""
     failure: CorruptStore | None = None
-    for place in _places(path, name):
+    for place in _places(name):
+        path = os.path.join(folder.path, place)
         try:
-            raw = _raw(place)
+            raw = _raw(folder, place)
             if raw is None:
                 raise CorruptStore(
-                    f"{place} is missing or cannot be read: put it back from a backup. "
+                    f"{path} is missing or cannot be read: put it back from a backup. "
                     "The images are untouched"
                 )
-            return parse(place, raw)
+            return parse(path, raw)
         except CorruptStore as error:
             failure = failure or error
     assert failure is not None
     raise failure
 
 
-def _raw(path: str) -> bytes | None:
-    """The content of a file, None where it is missing or the disk cannot read it. Raises OSError."""
+def _raw(folder: Folder, place: str) -> bytes | None:
+    """The content of a file, None if it is missing or no file, or the disk cannot read it. Raises OSError."""
     try:
-        with open(path, "rb") as file:
-            return file.read(_LIMIT_BYTES)
+        return folder.read(place, _LIMIT_BYTES)
+    except OddFile:
+        return None
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO):
+        if error.errno not in (errno.ENOENT, errno.EIO):
             raise
         return None
 
@@ -192,13 +230,12 @@ def create_store(
     os.mkdir(os.path.join(path, "objects"), 0o700)
     index_key = keyring.derive(master_key, store_id, INDEX_PURPOSE)
     Index.create(os.path.join(path, INDEX_FILE), index_key, store_id, root_inode(now_ns()))
-    os.mkdir(os.path.join(path, COPIES_FOLDER), 0o700)
-    for place in _places(path, KEYS_FILE):
-        write_durably(place, slots)
-    # Its copy, which makes a store as well, only behind it.
-    for place in _places(path, HEADER_FILE):
-        write_durably(place, raw)
-    sync_directory(path)
+    with _opened(path) as folder:
+        # The copy of the header, which makes a store as well, only behind it.
+        for name, content in ((KEYS_FILE, slots), (HEADER_FILE, raw)):
+            for place in _places(name):
+                _replace(folder, place, content)
+        folder.sync()
     sync_directory(os.path.dirname(os.path.abspath(path)))
 
 

@@ -8,8 +8,9 @@ or whose index is damaged, can still be given other keys.
 
 from collections.abc import Callable
 
+from pixstorefs.disk.folder import OddFile
 from pixstorefs.disk.lock_file import Ownership
-from pixstorefs.errors import KeysNotWritten, PixstoreError
+from pixstorefs.errors import KeysNotWritten, PixstoreError, StoreNotWritable
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.keys.slots import without
@@ -26,10 +27,12 @@ class KeySlots:
         Raises NotAStore, NewerFormat, CorruptStore, StoreInUse, KeysNotWritten, OSError.
         """
         self._path = path
-        self._header = read_header(path).raw
+        read_header(path)  # no lock is left in what is no store
         self._ownership = _own(path)
+        self._folder = self._ownership.folder
         try:
-            self._keys_json = keys_json(path)
+            self._header = read_header(self._folder).raw
+            self._keys_json = keys_json(self._folder)
         except BaseException:
             self._ownership.release()
             raise
@@ -77,15 +80,16 @@ class KeySlots:
 
     def _replace(self, slots: bytes) -> None:
         try:
-            replace_keys(self._path, slots)
-        except OSError as error:
+            replace_keys(self._folder, slots)
+        except (OSError, OddFile) as error:
             raise KeysNotWritten(self._what_counts(slots, error)) from error
         self._keys_json = slots
 
-    def _what_counts(self, wanted: bytes, error: OSError) -> str:
-        refused = f"the disk refused a change of the keys ({error.strerror})"
+    def _what_counts(self, wanted: bytes, error: OSError | OddFile) -> str:
+        why = error.strerror if isinstance(error, OSError) else error
+        refused = f"the disk refused a change of the keys ({why})"
         try:
-            done = keys_json(self._path) == wanted
+            done = keys_json(self._folder) == wanted
         except (OSError, PixstoreError):
             done = True  # not known, which comes to the same
         if not done:
@@ -100,7 +104,5 @@ class KeySlots:
 def _own(path: str) -> Ownership:
     try:
         return Ownership(path, None)
-    except OSError as error:
-        raise KeysNotWritten(
-            f"the store {path} cannot be written ({error.strerror}). Its keys are as before"
-        ) from None
+    except (OSError, StoreNotWritable) as error:
+        raise KeysNotWritten(f"the keys of the store {path} are as before: {error}") from None

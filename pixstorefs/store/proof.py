@@ -9,6 +9,7 @@ one that is older than the index.
 
 from dataclasses import dataclass
 
+from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import CorruptStore
 from pixstorefs.index.log import Position, Run, newest_run
 from pixstorefs.index.rows import Index, State
@@ -68,11 +69,11 @@ class Witnesses:
         return bool(self.run.salts) and not self.log_is_older
 
 
-def witnesses(store_path: str, index_path: str, index_key: bytes, store_id: bytes) -> Witnesses:
+def witnesses(store: Folder, index_path: str, index_key: bytes, store_id: bytes) -> Witnesses:
     """Read the witnesses, before SQLite or anybody else changes the log. Raises OSError."""
     return Witnesses(
-        read_claim(store_path, index_key, store_id),
-        newest_copy(store_path, index_key, store_id),
+        read_claim(store, index_key, store_id),
+        newest_copy(store.reachable_path() or store.path, index_key, store_id),
         newest_run(index_path + "-wal"),
     )
 

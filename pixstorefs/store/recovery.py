@@ -13,8 +13,10 @@ one transaction and may itself be killed at any point: it then starts anew from 
 """
 
 import errno
+import os
 from collections.abc import Callable
 
+from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import NoSpace
 from pixstorefs.index.displaced import erase, restore, settle
 from pixstorefs.index.paths import path_of
@@ -23,7 +25,7 @@ from pixstorefs.objects import journal
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.reader import is_intact
 from pixstorefs.records import Entry, Inode, Version
-from pixstorefs.store.aside import objects_aside, set_objects_aside
+from pixstorefs.store.aside import set_objects_aside
 from pixstorefs.store.header import LOST_FOUND
 from pixstorefs.store.proof import Proof
 
@@ -33,7 +35,7 @@ def recover(
     objects: ObjectDirectory,
     state: State,
     proof: Proof,
-    store_path: str,
+    store: Folder,
     keep_index: Callable[[], object],
 ) -> list[str]:
     """Recover after an unclean stop; returns one line for each decision that a person should know.
@@ -51,8 +53,8 @@ def recover(
     if recovery.damaged:
         # Their rows still have the keys, until the next barrier.
         keep_index()
-        set_objects_aside(store_path, [objects.path(version_id) for version_id in recovery.damaged])
-    report += _clear_orphans(objects, orphans, state, proof, store_path)
+        set_objects_aside(store, objects, recovery.damaged)
+    report += _clear_orphans(objects, orphans, state, proof, store)
     objects.sync_unlinked()  # the barrier that follows raises the floor, and no later recovery looks below it
     return report
 
@@ -142,7 +144,7 @@ def orphans_of(index: Index, objects: ObjectDirectory, state: State) -> set[int]
 
 
 def _clear_orphans(
-    objects: ObjectDirectory, orphans: set[int], state: State, proof: Proof, store_path: str
+    objects: ObjectDirectory, orphans: set[int], state: State, proof: Proof, store: Folder
 ) -> list[str]:
     """Remove objects of drafts that were never saved; set aside whatever may be something else."""
     # Empty ones were made ahead, for content that nobody had written yet: nothing was lost with them.
@@ -157,21 +159,21 @@ def _clear_orphans(
     if drafts:
         report.append(f"removed {len(drafts)} objects of drafts that were never saved")
     if strangers:
-        set_objects_aside(store_path, [objects.path(version_id) for version_id in strangers])
+        places = set_objects_aside(store, objects, strangers)
         report.append(
-            f"{len(strangers)} objects that the index does not know are now in "
-            f"{objects_aside(store_path)}: drafts that were never saved, or images whose keys are lost"
+            f"{len(places)} objects that the index does not know are now in "
+            f"{os.path.dirname(places[0])}: drafts that were never saved, or images whose keys are lost"
         )
     return report
 
 
-def put_back_journaled(index: Index, objects: ObjectDirectory, store_path: str) -> None:
+def put_back_journaled(index: Index, objects: ObjectDirectory, store: Folder) -> None:
     """Put back objects that the journal has and the disk has lost; they are durable then.
 
     Not only of what is recent: a version in the journal counts as durable before its object is.
     Raises NoSpace, OSError.
     """
-    for version_id, content in journal.entries(store_path):
+    for version_id, content in journal.entries(store):
         version = index.version(version_id)
         inode = index.inode(version.ino) if version is not None else None
         if version is None or inode is None or inode.image_id is None or not version.runs:
@@ -187,7 +189,7 @@ def put_back_journaled(index: Index, objects: ObjectDirectory, store_path: str) 
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            raise NoSpace(f"the disk under {store_path} is full: an image is to be put back") from None
+            raise NoSpace(f"the disk under {store.path} is full: an image is to be put back") from None
 
 
 def _on_disk(objects: ObjectDirectory, version: Version, inode: Inode) -> bool:

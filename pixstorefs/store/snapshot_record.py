@@ -8,7 +8,7 @@ import json
 import os
 from dataclasses import dataclass
 
-from pixstorefs.disk.files import write_durably
+from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import CorruptStore
 
 RECORD_FILE = "snapshot.json"
@@ -24,37 +24,36 @@ class SnapshotRecord:
     finished: bool = False
 
 
-def read_record(path: str) -> SnapshotRecord | None:
-    """The record of the snapshot at `path`, None where there is none. Raises CorruptStore, OSError."""
-    place = os.path.join(path, RECORD_FILE)
+def read_record(folder: Folder) -> SnapshotRecord | None:
+    """The record of a snapshot, None where there is none. Raises CorruptStore, OddFile, OSError."""
     try:
-        with open(place, "rb") as file:
-            fields = json.loads(file.read(_LIMIT_BYTES))
+        fields = json.loads(folder.read(RECORD_FILE, _LIMIT_BYTES))
         digests = tuple(map(str, fields["digests"]))
         return SnapshotRecord(bytes.fromhex(fields["store_id"]), digests, fields["finished"] is True)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CorruptStore(
-            f"{place} is damaged, so nobody can tell what the snapshot holds. Nothing was changed; "
+            f"{os.path.join(folder.path, RECORD_FILE)} is damaged, so nobody can tell what the snapshot "
+            "holds. Nothing was changed; "
             "take the snapshot in another place, and remove this one when that is done"
         ) from None
 
 
-def write_record(path: str, record: SnapshotRecord) -> None:
+def write_record(folder: Folder, record: SnapshotRecord) -> None:
     """Replace the record, durably. Raises OSError."""
     fields = {
         "store_id": record.store_id.hex(),
         "digests": list(record.digests),
         "finished": record.finished,
     }
-    write_durably(os.path.join(path, RECORD_FILE), json.dumps(fields, indent=1).encode() + b"\n")
+    folder.replace(RECORD_FILE, json.dumps(fields, indent=1).encode() + b"\n")
 
 
-def is_unfinished(path: str) -> bool:
-    """Whether a run that was to make or renew the snapshot at `path` has not come to its end."""
+def is_unfinished(folder: Folder) -> bool:
+    """Whether a run that was to make or renew the snapshot in a folder has not come to its end."""
     try:
-        record = read_record(path)
+        record = read_record(folder)
     except (CorruptStore, OSError):
         return False
     return record is not None and not record.finished

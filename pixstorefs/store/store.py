@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.disk.reserve import Reserve
 from pixstorefs.errors import CorruptImage, CorruptStore
+from pixstorefs.index import walk as index_walk
 from pixstorefs.index.database import log_size_bytes
 from pixstorefs.index.rows import Index, State
 from pixstorefs.objects.directory import ObjectDirectory
@@ -64,43 +66,51 @@ class Store:
         self._index_key = index_key
         self._closed = False
         self._ownership = ownership
-        self._reserve = Reserve(path)
-        self._objects = ObjectDirectory(path, store_id)
+        # The one that has the lock, wherever it is by now: nothing below is reached by path again.
+        self.folder = ownership.folder if ownership else Folder.at(path)
+        self._reserve = Reserve(self.folder)
+        self._objects = ObjectDirectory(self.folder, store_id)
         try:
             immutable = ownership is None
-            index_path = restored_index or os.path.join(path, INDEX_FILE)
+            index_path = restored_index or os.path.join(self.folder.reachable_path() or path, INDEX_FILE)
             if immutable and log_size_bytes(index_path):
                 raise _needs_recovery(path)  # the log, which tells so, cannot be read here
-            found = witnesses(path, index_path, index_key, store_id)
+            found = witnesses(self.folder, index_path, index_key, store_id)
             self.index = Index(index_path, index_key, store_id, read_only=immutable)
             try:
                 self._transactions = Transactions(
                     path, self.index, self._reserve, read_only=read_only, committed=self._note_change
                 )
                 self.lock = self._transactions.lock
-                self._record = BarrierRecord(path, index_key, store_id)
+                self._record = BarrierRecord(self.folder, index_key, store_id)
                 self.report: list[str] = []
                 state = self.index.state()
+                if restored_index is None and not (read_only and state.clean):
+                    self._require_objects()
                 if restored_index is None:
                     proof = prove(self.index, found, has_log=not immutable)
                     require(proof, path)
                     self._recover(state, proof)
                 self.numbers = Numbers(state)
-                self.allocator = Allocator(path, self._objects, self.numbers, padding=padding, random=random)
+                self.allocator = Allocator(self._objects, self.numbers, padding=padding, random=random)
                 self._ledger = Ledger(
                     self._transactions, self.numbers, self.allocator, state, self._note_barrier
                 )
                 self.tree = Tree(self._transactions, self.numbers, self._ledger)
                 if not immutable:
-                    self._copies = Copies(path, self.index, index_key, state, found.copy, copies)
+                    self._copies = Copies(
+                        path, self.index, index_key, state, found.copy, copies, follow=self._follow
+                    )
                     self._begin()
             except BaseException:
                 self._reserve.close()
                 self.index.close()
                 raise
         except BaseException:
+            self._objects.close()
             if ownership:
                 ownership.release()
+            self.folder.close()
             raise
 
     def _recover(self, state: State, proof: Proof) -> None:
@@ -116,25 +126,21 @@ class Store:
                 with_reserve(self._keep_index)
             # What stands in the log may have failed to reach the disk, and no sync would tell so twice.
             with_reserve(self._empty_log)
-            with_reserve(lambda: put_back_journaled(self.index, self._objects, self.path))
+            with_reserve(lambda: put_back_journaled(self.index, self._objects, self.folder))
             self.report = with_reserve(
-                lambda: recover(self.index, self._objects, state, proof, self.path, self._keep_index)
+                lambda: recover(self.index, self._objects, state, proof, self.folder, self._keep_index)
             )
-        self._pass_over_strangers(state)
+        if not self.read_only:
+            self._pass_over_strangers(state)
 
     def _keep_index(self) -> None:
-        keep_index(self.path, self._index_key, time.time_ns())
+        keep_index(self.folder, self.index.path, self._index_key, time.time_ns())
 
     def _empty_log(self) -> None:
         self.index.empty_log(checkpointed=self.index.checkpoint(), withdraw=self._record.withdraw_log)
 
     def _pass_over_strangers(self, state: State) -> None:
         """Hand out no number that an object has, though the index never gave it to one."""
-        if not os.path.isdir(os.path.join(self.path, "objects")):
-            raise CorruptStore(
-                f"the store {self.path} has lost its folder of objects. Is its disk mounted? "
-                "Nothing was changed"
-            )
         strangers = list(self._objects.ids_from(state.next_version_id))
         if strangers:
             state.next_version_id = max(strangers) + 1
@@ -143,20 +149,43 @@ class Store:
                 f"`pixstorefs check {self.path}`"
             )
 
+    def _require_objects(self) -> None:
+        version_id = self.index.state().next_version_id
+        any_known = index_walk.any_version(self.index)
+        self._objects.require_folders(version_id, any_known=any_known)
+
     def _begin(self) -> None:
+        # SQLite opens by path: have it open the connection that empties the log as early as the first one.
+        self.index.checkpoint()
         self._ledger.begin()
         self._record.open()
-        self._journal = Journal(self.path)
+        self._journal = Journal(self.folder)
         if not self.read_only:
             self.index.prepare_log()
             self._journal.open()
         self.index.sync_log()
         self._objects.reserve = self._reserve
         self._barrier = Barrier(
-            self.lock, self._objects, self.index, self._ledger, self._journal, self._record
+            self.lock,
+            self._objects,
+            self.index,
+            self._ledger,
+            self._journal,
+            self._record,
+            self._follow,
         )
         self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
+
+    def _follow(self) -> bool:
+        """The index has files that are opened by path: keep the path that of the store, if it was renamed.
+
+        False if no path leads there any more. Then only what is open can be used.
+        """
+        path = self.folder.reachable_path()
+        # The kernel follows this one wherever the folder is, but SQLite, which resolves it, cannot.
+        self.index.path = os.path.join(path or f"/proc/self/fd/{self.folder.fd}", INDEX_FILE)
+        return path is not None
 
     def _note_change(self) -> None:
         self.tree.forget_listed()
@@ -209,6 +238,7 @@ class Store:
             return
         self._closed = True
         try:
+            self._follow()
             if self._ownership:
                 self._copies.stop()
                 self._barrier.stop()
@@ -229,6 +259,7 @@ class Store:
             self._objects.close()
             if self._ownership:
                 self._ownership.release()
+            self.folder.close()
 
     # Content
 

@@ -1,5 +1,6 @@
 """`pixstorefs check` as people and scripts run it, on mounted and unmounted stores."""
 
+import fcntl
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,18 +176,8 @@ def test_a_state_directory_that_cannot_be_written(damaged: Mount) -> None:
     (state / "pixstorefs").rename(state / "aside")
     (state / "pixstorefs").write_text("a file")
     assert _checked(damaged, status=RESTORE)["images"] == 10
-    first = _objects(damaged)[min(_objects(damaged))]
-    first.unlink()
-    os.mkfifo(first)
-
-    def waits() -> bool:
-        try:
-            os.close(os.open(first, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError:
-            return False
-        return True
-
-    status, _, err = _interrupted(damaged, signal.SIGINT, waits)
+    with _leased(_objects(damaged)[min(_objects(damaged))]) as is_wanted:
+        status, _, err = _interrupted(damaged, signal.SIGINT, is_wanted)
     assert status == INTERRUPTED
     assert "could not be written down" in err
     assert "--resume" not in err
@@ -257,6 +249,19 @@ def test_no_false_alarm_on_a_busy_mount(busy: tuple[Mount, list[BaseException]])
     assert images > 20
 
 
+@contextmanager
+def _leased(path: Path) -> Iterator[Callable[[], bool]]:
+    """Have whoever opens a file wait for us; yields whether somebody does (fcntl(2), leases)."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the kernel tells, and what would end us
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield lambda: fcntl.fcntl(descriptor, fcntl.F_GETLEASE) != fcntl.F_WRLCK
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, before)
+
+
 def _interrupted(mount: Mount, number: signal.Signals, when: Callable[[], bool]) -> tuple[int, str, str]:
     with subprocess.Popen(
         command("check", "--json", mount.store),
@@ -278,35 +283,19 @@ def _interrupted(mount: Mount, number: signal.Signals, when: Callable[[], bool])
 def test_interrupting_and_going_on(damaged: Mount, number: signal.Signals) -> None:
     """A signal ends it with a word how to go on; --resume verifies the rest, and what was bad again.
 
-    Where it stands is made certain by an object that is a FIFO: opening it waits for a writer.
+    Where it stands is made certain by a lease on an object: opening it waits until we give it up.
     """
     objects = _objects(damaged)
-    in_between = objects[sorted(objects)[7]]
-    kept = in_between.read_bytes()
     first = objects[min(objects)]
     first_kept = first.read_bytes()
     first.write_bytes(b"damaged")
-    in_between.unlink()
-    os.mkfifo(in_between)
-    reached = threading.Event()
-
-    def wait_for_reader() -> bool:
-        try:
-            os.close(os.open(in_between, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError:
-            return False
-        reached.set()
-        return True
-
-    status, out, err = _interrupted(damaged, number, wait_for_reader)
-
-    assert reached.is_set()
+    with _leased(objects[sorted(objects)[7]]) as is_wanted:
+        status, out, err = _interrupted(damaged, number, is_wanted)
+        assert is_wanted()
     assert status == INTERRUPTED
     assert "--resume" in err
     found = json.loads(out)
     assert found["interrupted"] is True
-    in_between.unlink()
-    in_between.write_bytes(kept)
     [bookmark] = (Path(damaged.env["XDG_STATE_HOME"]) / "pixstorefs").glob("check-*.json")
     assert bookmark.stat().st_mode & 0o777 == 0o600
     assert set(json.loads(bookmark.read_text())) == {

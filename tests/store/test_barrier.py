@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 from stores import Place, image, objects_of, replace_file, save_file, tree
 
+from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.sync_threads import SyncThreads
 from pixstorefs.disk.unlink_guard import held, unless_held
 from pixstorefs.index.rows import ROOT_INO
@@ -56,7 +57,7 @@ def test_hold_keeps_what_was_retired(place: Place) -> None:
         save_file(store, "b", lambda draft: draft.write(0, image(10)))
         store.sync()
         before = set(place.objects())
-        with held(str(place.path)):
+        with held(Folder.at(str(place.path))):
             replace_file(store, "a", image(20))
             store.tree.remove(ROOT_INO, b"b", 3)
             store.sync()
@@ -75,7 +76,7 @@ def test_hold_outlasts_a_close(place: Place) -> None:
     place.open().close()
     store = place.open_store()
     save_file(store, "a", lambda draft: draft.write(0, image(10)))
-    with held(str(place.path)):
+    with held(Folder.at(str(place.path))):
         replace_file(store, "a", image(20))
         store.close()
         assert len(place.objects()) == 2
@@ -93,7 +94,7 @@ def test_full_disk_goes_before_a_hold(place: Place) -> None:
     place.open().close()
     with closing(place.open_store()) as store:
         save_file(store, "a", lambda draft: draft.write(0, image(10)))
-        with held(str(place.path)):
+        with held(Folder.at(str(place.path))):
             replace_file(store, "a", image(20))
             store.make_room()
             assert len(place.objects()) == 1
@@ -105,16 +106,16 @@ def test_hold_ends_with_its_process(place: Place) -> None:
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with held(str(place.path)):
+        with held(Folder.at(str(place.path))):
             os.write(write_end, b"held")
             time.sleep(60)
             os._exit(0)
     os.read(read_end, 4)
-    with unless_held(str(place.path)) as free:
+    with unless_held(Folder.at(str(place.path))) as free:
         assert not free
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    with unless_held(str(place.path)) as free:
+    with unless_held(Folder.at(str(place.path))) as free:
         assert free
     os.close(read_end)
     os.close(write_end)

@@ -18,7 +18,7 @@ from pixstorefs.format import padded_size
 from pixstorefs.index.schema import APPLICATION_ID, FORMAT, SCHEMA
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
-from pixstorefs.objects.directory import ObjectDirectory
+from pixstorefs.objects.directory import ObjectDirectory, object_path
 from pixstorefs.objects.layout import slot_of
 from pixstorefs.objects.sealing import VersionKey
 from pixstorefs.objects.writer import ObjectWriter
@@ -61,7 +61,7 @@ def sealed_by_us(vector, folder: Path) -> bytes:
         b"".join(first.to_bytes(8) + count.to_bytes(8) for first, count in sealed.runs).hex()
         == vector["runs"]
     )
-    return Path(directory.path(key.version_id)).read_bytes()
+    return Path(object_path(str(folder / "objects"), key.version_id)).read_bytes()
 
 
 @pytest.mark.parametrize("slot", VECTORS["keyring"]["slots"], ids=lambda slot: slot["secret_kind"])

@@ -20,6 +20,7 @@ from stores import SEGMENT, Place, digests, image, save_file
 import pixstorefs
 from pixstorefs.api import ImageStore
 from pixstorefs.errors import (
+    CorruptImage,
     CorruptStore,
     ImageNotFound,
     InvalidInput,
@@ -393,11 +394,14 @@ def test_every_byte_of_the_header_and_the_keys_counts(place, images, name):
 
 @pytest.mark.parametrize("name", ["keys.json", "index.db", "objects"])
 def test_missing_parts(place, images, name):
-    """A store that lost its keys, its index or its objects says so, and is not changed."""
-    images.save_image(image(1000))
+    """A store that lost its keys, its index or the folder of its objects says so and is not changed."""
+    record = images.save_image(image(1000))
     images.close()
     (place.path / name).rename(place.path.parent / "away")
     (place.path / "copies" / name).unlink(missing_ok=True)
+    if name == "objects":
+        with place.open(read_only=True) as again, pytest.raises(CorruptImage):
+            again.read_image(record.id)
     with pytest.raises(CorruptStore, match=name):
         place.open()
     assert not (place.path / name).exists()

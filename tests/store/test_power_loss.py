@@ -18,6 +18,7 @@ import pytest
 from stores import SEGMENT, Place, image, objects_of, replace_file, save_file, tree
 
 from pixstorefs.api import ImageStore
+from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import PixstoreError
 from pixstorefs.index import database as index_database
 from pixstorefs.index.rows import ROOT_INO, Index
@@ -277,7 +278,8 @@ def test_recovery_killed_at_every_step(place, tmp_path):
     with opened_parts(place, after) as (index, objects):
         state = index.state()
         proof = Proof(doubt=None, acknowledged_token=state.durable_token, unread_frames=0)
-        first_report = recover(index, objects, state, proof, str(after), lambda: None)
+        with contextlib.closing(Folder.at(str(after))) as folder:
+            first_report = recover(index, objects, state, proof, folder, lambda: None)
         # What a killed recovery leaves: nothing was checkpointed or closed.
         killed = tmp_path / "killed"
         shutil.copytree(after, killed)

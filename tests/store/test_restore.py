@@ -162,12 +162,12 @@ def kill_at(step: int, place: Place, path: Path) -> bool:
         left = step
 
         def counting(call: Callable[..., None]) -> Callable[..., None]:
-            def counted(*arguments: object) -> None:
+            def counted(*arguments: object, **named: object) -> None:
                 nonlocal left
                 left -= 1
                 if left == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
-                call(*arguments)
+                call(*arguments, **named)
 
             return counted
 

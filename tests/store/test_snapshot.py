@@ -29,6 +29,7 @@ from support import cannot_run
 
 from pixstorefs.check.check import Progress
 from pixstorefs.check.view import StoreView
+from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import (
     CorruptImage,
     CorruptStore,
@@ -419,7 +420,7 @@ def test_leftovers_of_an_interrupted_run_are_not_trusted(place: Place, store: St
     taken = elsewhere / "taken"
     with Snapshot(str(place.path), str(taken), secret_from_keyfile(place.keyfile)) as snapshot:
         snapshot.bring(Progress())
-    assert is_unfinished(str(taken))
+    assert is_unfinished(Folder.at(str(taken)))
     first, second, third = (objects_of(taken)[version_id] for version_id in sorted(objects_of(taken)))
     first.write_bytes(bytes(first.stat().st_size))
     second.write_bytes(b"")

@@ -79,9 +79,7 @@ class Image:
         (Path(folder) / "objects").mkdir()
         state = State(2, 3, 1, 1, 0, 1, clean=False)
         self.directory = ObjectDirectory(folder, b"the store's id16")
-        self.allocator = Allocator(
-            folder, self.directory, Numbers(state), padding=padding, random=KEYS.randbytes
-        )
+        self.allocator = Allocator(self.directory, Numbers(state), padding=padding, random=KEYS.randbytes)
         self.folder = Path(folder)
         self.reader: ObjectReader | None = None
         self.draft = Draft(self.allocator, IMAGE_ID)
