@@ -10,6 +10,7 @@ log syncs it first. There are two slots, written in turn, each authenticated: a 
 the other one.
 """
 
+import errno
 import hmac
 import logging
 import os
@@ -91,7 +92,10 @@ class BarrierRecord:
         if self._fd < 0:
             return self._store.file_status(RECORD_FILE) is None
         try:
-            os.pwrite(self._fd, self._packed(claim), (self._sequence + 1) % _SLOTS * _SLOT_SIZE_BYTES)
+            content = self._packed(claim)
+            place = (self._sequence + 1) % _SLOTS * _SLOT_SIZE_BYTES
+            if os.pwrite(self._fd, content, place) != len(content):
+                raise OSError(errno.EIO, "the write was cut short", RECORD_FILE)
             self._sequence += 1
             self._claim = claim
             if synced:
