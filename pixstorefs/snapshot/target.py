@@ -12,7 +12,7 @@ from dataclasses import replace
 from pixstorefs.check.view import StoreView
 from pixstorefs.disk.files import sync_directory
 from pixstorefs.disk.lock_file import LOCK_FILE, Ownership
-from pixstorefs.errors import InvalidInput, NotAStore
+from pixstorefs.errors import InvalidInput, NotAStore, StoreInUse
 from pixstorefs.index import copy as index_copy
 from pixstorefs.index import walk as index_walk
 from pixstorefs.index.digest import digest_of
@@ -27,6 +27,8 @@ from pixstorefs.store.snapshot_record import RECORD_FILE, SnapshotRecord, read_r
 
 # Who mounts the snapshot for writing gets version ids that the store itself does not reach.
 _GAP = 64 * BLOCK
+# A check that copies the index of the snapshot in place.
+_READER_WAIT_S = 60.0
 _LOG_SUFFIXES = ("-wal", "-shm")
 # What a first run that got nowhere leaves.
 _EMPTY = {LOCK_FILE, RECORD_FILE + ".new"}
@@ -137,7 +139,10 @@ class Target:
             )
 
     def _opened_old(self) -> Index:
-        """The index in place, with its log emptied. Raises InvalidInput where somebody changed the tree."""
+        """The index in place, with its log emptied. Raises InvalidInput, StoreInUse.
+
+        InvalidInput: somebody changed the tree.
+        """
         key, store_id = self._source.index_key, self._source.store_id
         with closing(Index(self._index_path, key, store_id)) as index:
             if digest_of(index, key) not in self._record.digests:
@@ -147,7 +152,13 @@ class Target:
                     "like any other"
                 )
             # A log that outlived its database would be applied to the new one.
-            index.empty_log(checkpointed=index.checkpoint())
+            with index.log_unread(wait_s=_READER_WAIT_S) as unread:
+                if not unread:
+                    raise StoreInUse(
+                        f"another process is reading the snapshot {self.path}. Nothing was changed; "
+                        "try again when it is done"
+                    )
+                index.empty_log(checkpointed=index.checkpoint())
         self._remove_logs(self._index_path)
         return self._open.enter_context(closing(Index(self._index_path, key, store_id, read_only=True)))
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.disk.reserve import Reserve
-from pixstorefs.errors import CorruptImage, CorruptStore
-from pixstorefs.index.database import log_size_bytes
+from pixstorefs.errors import CorruptImage, CorruptStore, StoreInUse
+from pixstorefs.index.database import log_hold_path, log_size_bytes
 from pixstorefs.index.rows import Index, State
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.journal import Journal
@@ -29,8 +29,10 @@ from pixstorefs.store.recovery import put_back_journaled, recover
 from pixstorefs.store.transactions import Transactions
 from pixstorefs.store.tree import NewName, Tree
 
-# How long a close waits for another process that reads the index, to leave an empty log behind.
-_LAST_READER_WAIT_MS = 2000
+# How long a close waits for another process that copies the index, to leave an empty log behind; and a
+# recovery, which cannot do without.
+_READER_AT_CLOSE_WAIT_S = 2.0
+_READER_AT_RECOVERY_WAIT_S = 60.0
 
 
 class Store:
@@ -96,10 +98,24 @@ class Store:
                 raise _needs_recovery(self.path)
             with_reserve = self._transactions.with_reserve
             # What stands in the log may have failed to reach the disk, and no sync would tell so twice.
-            with_reserve(lambda: self.index.empty_log(checkpointed=self.index.checkpoint()))
+            if not self._empty_log(_READER_AT_RECOVERY_WAIT_S):
+                raise StoreInUse(
+                    f"another process has been copying the index of the store {self.path} for a minute, and "
+                    "the store has to recover: let it come to its end, or end it (fuser "
+                    f"{log_hold_path(self.index.path)} tells its pid), and try again"
+                )
             with_reserve(lambda: put_back_journaled(self.index, self._objects, self.path))
             self.report = with_reserve(lambda: recover(self.index, self._objects, state))
         return state
+
+    def _empty_log(self, wait_s: float) -> bool:
+        """Copy the log into the database, and truncate it; False where another process reads for longer."""
+        with self.index.log_unread(wait_s=wait_s) as unread:
+            if unread:
+                self._transactions.with_reserve(
+                    lambda: self.index.empty_log(checkpointed=self.index.checkpoint())
+                )
+            return unread
 
     def _begin(self) -> None:
         self._ledger.begin()
@@ -170,7 +186,7 @@ class Store:
                 self._barrier.sync()
                 self._ledger.end()
                 self.index.sync_log()
-                self.index.empty_log(checkpointed=self.index.checkpoint(), wait_ms=_LAST_READER_WAIT_MS)
+                self._empty_log(_READER_AT_CLOSE_WAIT_S)
                 if not self.read_only:
                     self._copies.finish()
         finally:
