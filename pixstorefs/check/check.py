@@ -1,12 +1,15 @@
 """The check: reads a whole store, or a part of it, and tells what is wrong. Changes nothing.
 
-The store may be in use. So whatever seems to be missing or damaged is looked at again in the index before it
-is called so: it may have been replaced or deleted in the meantime. And a store that was not closed cleanly
-is taken as the next mount will: what its recovery sees to is a note, not damage.
+The store may be in use: what is checked is a copy of its index. So whatever seems to be missing or damaged is
+looked up in the newest index before it is called so: it may have been replaced or deleted meanwhile. And a
+store that was not closed cleanly is taken as the next mount will: what its recovery sees to is a note, not
+damage.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,6 +31,8 @@ from pixstorefs.store.snapshot_record import is_unfinished
 # What the disk is asked for in advance: enough to keep it busy, too little to push others out of the cache.
 _AHEAD_BYTES = 16 << 20
 _AHEAD_OBJECTS = 32
+_MOST_SUSPECTS = 64
+_SUSPECTED_FOR_S = 5.0
 
 
 @dataclass(slots=True)
@@ -51,8 +56,14 @@ class Checked(Protocol):
 
     path: str
     folder: Folder
-    index: Index
     objects: ObjectDirectory
+
+    @property
+    def index(self) -> Index:
+        """The index, as it was at one moment."""
+
+    def newest_index(self) -> AbstractContextManager[Index]:
+        """The index as it is now."""
 
     def needs_recovery(self) -> bool:
         """Whether the store was not closed cleanly, and nobody has it open."""
@@ -193,17 +204,20 @@ class Check:
     def _check_images(self, images: Iterable[StoredImage], *, again: bool = False) -> Iterator[Finding]:
         """Verify content. `again`: what was bad before, and is counted already."""
         progress = self._progress
+        suspects = _Suspects()
         for stored in self._read_ahead(images):
             damage = self._damage(stored, count=not again)
             if damage is not None:
-                finding = self._judged(stored, damage)
-                if finding is not None:
-                    progress.bad_version_ids.append(stored.version.version_id)
-                    yield finding
+                suspects.add(stored, damage)
+                # Also for a check that is interrupted before they are judged.
+                progress.bad_version_ids.append(stored.version.version_id)
             if not again:
                 progress.images += 1
                 progress.after_version_id = stored.version.version_id
             progress.moved()
+            if suspects.are_due():
+                yield from self._judged(suspects.take())
+        yield from self._judged(suspects.take())
 
     def _read_ahead(self, images: Iterable[StoredImage]) -> Iterator[StoredImage]:
         window: deque[StoredImage] = deque()
@@ -245,14 +259,22 @@ class Check:
             reader.close()
         return None
 
-    def _judged(self, stored: StoredImage, damage: str) -> Finding | None:
-        """What damage means, None where the image has another content by now."""
+    def _judged(self, suspects: list[tuple[StoredImage, str]]) -> Iterator[Finding]:
+        """What damage means; nothing where the image has another content by now."""
+        if not suspects:
+            return
+        with self._view.newest_index() as index:
+            for stored, damage in suspects:
+                if index_walk.is_current(index, stored.version.version_id):
+                    yield self._meaning(index, stored, damage)
+                else:
+                    self._progress.bad_version_ids.remove(stored.version.version_id)
+
+    def _meaning(self, index: Index, stored: StoredImage, damage: str) -> Finding:
         version = stored.version
-        if not index_walk.is_current(self._index, version.version_id):
-            return None
-        path = path_of(self._index, version.ino)
+        path = path_of(index, version.ino)
         kind, reaction = "image-damaged", Reaction.RESTORE
-        if version.token > self._index.state().durable_token and self._view.needs_recovery():
+        if version.token > index.state().durable_token and self._view.needs_recovery():
             kind, reaction = "will-fall-back", Reaction.NOTE
             damage = (
                 "its last save did not reach the disk. At the next mount the version before it comes back; "
@@ -279,9 +301,8 @@ class Check:
             yield from self._strangers_in(number)
 
     def _strangers_in(self, number: int) -> Iterator[Finding]:
-        # In this order: what has no row in spite of an id below the floor, and is still there after the rows
-        # were read, can be neither about to be saved nor just deleted.
-        floor = index_walk.object_floor(self._index)
+        # What has no row in a copy of the index that is older than the list of objects, in spite of an id
+        # below the floor, and is still there, can be neither about to be saved nor just deleted.
         try:
             on_disk = self._view.objects.ids_in(number)
         except OSError:
@@ -289,13 +310,18 @@ class Check:
         first_version_id = number * OBJECTS_PER_FOLDER
         behind = first_version_id + OBJECTS_PER_FOLDER
         strange = on_disk - index_walk.rows_between(self._index, first_version_id, behind)
-        for version_id in sorted(strange):
-            if not self._view.objects.exists(version_id):
+        if not self._idle and not self._index.state().clean:
+            # Drafts that are being written, or that recovery removes.
+            floor = index_walk.object_floor(self._index)
+            strange = {version_id for version_id in strange if version_id < floor}
+        if not strange:
+            return
+        with self._view.newest_index() as index:
+            known = index_walk.rows_between(index, first_version_id, behind)
+            drafts_from = behind if self._idle or index.state().clean else index_walk.object_floor(index)
+        for version_id in sorted(strange - known):  # saved since, by a mount that has begun
+            if version_id >= drafts_from or not self._view.objects.exists(version_id):
                 continue
-            if version_id >= floor and not self._idle and not self._index.state().clean:
-                continue  # a draft that is being written, or that recovery removes
-            if index_walk.rows_between(self._index, version_id, version_id + 1):
-                continue  # saved since, by a mount that has ended
             yield Finding(
                 "stray-object",
                 # Of an interrupted snapshot: the next one wants it, or removes it.
@@ -304,6 +330,27 @@ class Check:
                 f"`pixstorefs check --repair` moves it to {LOST_FOUND} in the store's own folder",
                 version_id=version_id,
             )
+
+
+class _Suspects:
+    """Images that seem to be damaged, judged some at a time: each look at the newest index may be a copy."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[StoredImage, str]] = []
+        self._since_s = 0.0
+
+    def add(self, stored: StoredImage, damage: str) -> None:
+        if not self._found:
+            self._since_s = time.monotonic()
+        self._found.append((stored, damage))
+
+    def are_due(self) -> bool:
+        waited_s = time.monotonic() - self._since_s
+        return bool(self._found) and (len(self._found) >= _MOST_SUSPECTS or waited_s >= _SUSPECTED_FOR_S)
+
+    def take(self) -> list[tuple[StoredImage, str]]:
+        found, self._found = self._found, []
+        return found
 
 
 def contradiction_of(version: Version) -> str | None:

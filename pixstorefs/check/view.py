@@ -1,17 +1,18 @@
 """A look at a store beside its owner: nothing is locked, recovered or changed.
 
-A store that is mounted belongs to its daemon. SQLite lets another process read the index all the same, and
-objects never change, so everything can be verified; what is found missing may just have been deleted.
+A store that is mounted belongs to its daemon. Others read a copy of its index, and objects never change, so
+everything can be verified; what is found missing may have been deleted since the copy was made.
 """
 
 import fcntl
 import os
-import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import cached_property
 
 from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.lock_file import LOCK_FILE
-from pixstorefs.index.copy import take_copy
+from pixstorefs.index.capture import Moment, capture, open_captured
 from pixstorefs.index.database import log_size_bytes
 from pixstorefs.index.rows import Index
 from pixstorefs.keys.secrets import Secret
@@ -26,7 +27,7 @@ class StoreView:
     """An index opened for reading and the objects it tells of. Use it as a context manager."""
 
     def __init__(self, path: str, secret: Secret) -> None:
-        """Open it. Raises NotAStore, NewerFormat, CorruptStore, WrongKey, OSError."""
+        """Open all but the index. Raises NotAStore, NewerFormat, CorruptStore, WrongKey, OSError."""
         self.path = path
         header = read_header(path)
         self.folder = Folder.at(path)
@@ -35,29 +36,42 @@ class StoreView:
         self.store_id = header.store_id
         self.objects = ObjectDirectory(self.folder, header.store_id)
         self.index_key = key
-        self._copy: str | None = None
-        index_path = os.path.join(path, INDEX_FILE)
-        self.is_writable = writable = self._tried_to_write()
-        try:
-            if not writable and log_size_bytes(index_path):
-                index_path = self._copied(index_path)
-                writable = True
-            self._writable_index = writable
-            self._witnesses = witnesses(self.folder, index_path, key, header.store_id)
-            self.index = Index(
-                index_path, key, header.store_id, read_only=not writable, beside_owner=writable
-            )
-        except BaseException:
-            self._remove_copy()
-            raise
+        self._index_path = os.path.join(path, INDEX_FILE)
+        self._moment: Moment | None = None
+        self.is_writable = self._tried_to_write()
 
     def __enter__(self) -> "StoreView":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.index.close()
+        if "index" in self.__dict__:
+            self.index.close()
         self.folder.close()
-        self._remove_copy()
+
+    @cached_property
+    def index(self) -> Index:
+        """The index as it was when it was first asked for. Raises as `open_captured` does."""
+        if self._is_at_rest():
+            return Index(self._index_path, self.index_key, self.store_id, read_only=True)
+        index, self._moment = self._captured()
+        return index
+
+    @contextmanager
+    def newest_index(self) -> Iterator[Index]:
+        """The index as it is now: what is missing may have gone since `index`. Raises as that does."""
+        if self._moment is None or not self._moment.has_passed(self._index_path):
+            yield self.index
+            return
+        index, _ = self._captured()
+        with closing(index):
+            yield index
+
+    def _captured(self) -> tuple[Index, Moment]:
+        return open_captured(self._index_path, self.index_key, self.store_id)
+
+    def _is_at_rest(self) -> bool:
+        """Whether nobody can change the index while it is read in its place: on read-only media."""
+        return not self.is_writable and not log_size_bytes(self._index_path) and not self.is_owned()
 
     def damaged_copies(self) -> list[str]:
         """Names of copies of the index that are there and of no use."""
@@ -70,21 +84,16 @@ class StoreView:
         """
         if self.is_owned():
             return None
-        return prove(self.index, self._witnesses, has_log=self._writable_index).doubt
+        index = self.index
+        found = witnesses(self.folder, self._index_path, self.index_key, self.store_id)
+        return prove(index, found, has_log=self._moment is not None).doubt
 
     def copy_index(self, target: str) -> None:
-        """Write the index of this moment to the new file `target`, synced.
+        """Write the index of this moment to the new files `target` and `target`-wal, its log.
 
-        Raises CorruptStore, NoSpace, OSError.
+        Raises CorruptStore, StoreInUse, OSError.
         """
-        take_copy(
-            self.index.path,
-            self.index_key,
-            target,
-            lambda: None,
-            read_only=not self._writable_index,
-            beside_owner=self._writable_index,
-        )
+        capture(self._index_path, target)
 
     def is_owned(self) -> bool:
         """Whether a process has the store open for writing, or takes it this moment."""
@@ -103,7 +112,10 @@ class StoreView:
 
     def needs_recovery(self) -> bool:
         """Whether the store was not closed cleanly, and nobody has it open."""
-        return not self.is_owned() and not self.index.state().clean
+        if self.is_owned():
+            return False
+        with self.newest_index() as index:
+            return not index.state().clean
 
     def _tried_to_write(self) -> bool:
         """Whether the store can be written, which a disk that refuses it may not tell access(2).
@@ -118,14 +130,3 @@ class StoreView:
         except OSError:
             return False
         return os.access(self.path, os.W_OK)
-
-    def _copied(self, index_path: str) -> str:
-        """SQLite reads a log only where it may write beside it: on read-only media a copy, as encrypted."""
-        self._copy = tempfile.mkdtemp(prefix="pixstorefs-check-")
-        for suffix in ("", "-wal"):
-            shutil.copyfile(index_path + suffix, os.path.join(self._copy, INDEX_FILE + suffix))
-        return os.path.join(self._copy, INDEX_FILE)
-
-    def _remove_copy(self) -> None:
-        if self._copy:
-            shutil.rmtree(self._copy)

@@ -131,7 +131,8 @@ def _repair(place: str, secret: "Secret", report: "CheckReport") -> None:
                 raise CorruptStore("nothing was repaired: the rows of a damaged index cannot be trusted")
         recovered = [f"recovered: {line}" for line in store.report]
         report.done = recovered + Repair(store).run(report.findings, done)
-        report.left = list(check.run_index())
+    with StoreView(place, secret) as mended:
+        report.left = list(Check(mended, Progress(), idle=True).run_index())
 
 
 def _tell_how_to_go_on(report: "CheckReport", store: str, *, whole: bool) -> None:

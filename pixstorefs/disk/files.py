@@ -5,6 +5,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+# The disk, or the part of it that somebody may use.
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+# The file systems cannot do it between them (copy_file_range(2)).
+_NO_RANGES = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
+_COPY_BYTES = 1 << 20
 # What every disk takes at once. Linux reads no more than that for one call, and says nothing
 # (force_page_cache_ra in mm/readahead.c).
 _READ_AHEAD_PIECE_BYTES = 128 << 10
@@ -63,6 +68,23 @@ def write_fully(fd: int, data: memoryview, make_room: Callable[[], None]) -> Non
                 raise
             asked = True
             make_room()
+
+
+def copy_content(source: int, target: int, size_bytes: int) -> None:
+    """Copy that much, or what there is, from a file's position to another's; shared where the disk can.
+
+    Raises OSError.
+    """
+    try:
+        while size_bytes and (copied := os.copy_file_range(source, target, size_bytes)):
+            size_bytes -= copied
+    except OSError as error:
+        if error.errno not in _NO_RANGES:
+            raise
+    # Some file systems say that there is nothing, and have it all the same.
+    while chunk := os.read(source, min(size_bytes, _COPY_BYTES)):
+        write_fully(target, memoryview(chunk), lambda: None)
+        size_bytes -= len(chunk)
 
 
 def write_durably(path: str, content: bytes, *, temporary: str | None = None) -> None:

@@ -18,27 +18,18 @@ from pixstorefs.index.rows import Index, State
 _STEP_PAGES = 64
 
 
-def take_copy(
-    index_path: str,
-    key: bytes,
-    target: str,
-    go_on: Callable[[], None],
-    *,
-    read_only: bool = False,
-    beside_owner: bool = False,
-) -> None:
-    """Write a consistent copy of an index that others are using to the new file `target`, synced.
+def take_copy(index_path: str, key: bytes, target: str, go_on: Callable[[], None]) -> None:
+    """Write a consistent copy of an index that this process has open to the new file `target`, synced.
 
     All of it comes from one read transaction on a connection of its own: nobody's writes make it start anew,
     and nobody waits for it, but the log cannot be emptied meanwhile (see Database.log_at_rest). `go_on` is
-    called between steps and raises to give up. `read_only` and `beside_owner`: as `connect` takes them.
-    Raises CorruptStore, NoSpace, OSError; no file stays then.
+    called between steps and raises to give up. Raises CorruptStore, NoSpace, OSError; no file stays then.
     """
     with removed_on_error(target):
         os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         with (
             translated(index_path),
-            closing(connect(index_path, key, read_only=read_only, beside_owner=beside_owner)) as source,
+            closing(connect(index_path, key)) as source,
         ):
             source.execute("BEGIN")
             source.execute("SELECT one FROM state").fetchall()

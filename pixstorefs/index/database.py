@@ -8,6 +8,12 @@ When all of the log is in the database, the next transaction writes it anew from
 costs 5.5 us a page, a log that grows 9 (measured). SQLite syncs the log's new header before anything behind
 it, the one time in a thousand pages that a transaction waits for the disk. With synchronous=OFF it would not,
 and a power loss could leave the old header with old pages behind it, which then took the place of newer ones.
+
+No file of a store is mapped to be read or written: where a disk is full, a quota used up or a file cut, a
+mapped page ends the process by SIGBUS, at any access. So the index of the log, which SQLite otherwise has in
+a mapped `index.db-shm`, is on the heap (its VFS unix-excl). The connections of this process share it. Another
+process has no part in it, and reads a copy of both files: see `capture`. Rejected: locking_mode=EXCLUSIVE,
+which allows one connection alone.
 """
 
 import logging
@@ -16,12 +22,14 @@ import stat
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import apsw
 
 from pixstorefs.disk.files import affordable_size, fill_with_zeros, sync_directory
+from pixstorefs.disk.folder import Folder
+from pixstorefs.disk.hold import unless_held
 from pixstorefs.disk.page_lock import PageLock
 from pixstorefs.errors import CorruptStore, NoSpace, PixstoreError, ReadOnlyStore
 from pixstorefs.index.log import Position, salts_in
@@ -38,6 +46,8 @@ _PART_OF_DISK = 32
 _PAGE_SIZE_BYTES = 4096
 _BUSY_TIMEOUT_MS = 10_000
 _STEPS_BETWEEN_SIGNALS = 100_000
+_VFS = "multipleciphers-unix-excl"
+LOG_HOLD_FILE = "hold-log"
 _ADVICE = (
     "The images' objects are untouched; do not write to the store: "
     "pixstorefs check --repair restores the index"
@@ -47,11 +57,11 @@ _ADVICE = (
 class Database:
     """An open database. Not thread-safe: the store's lock is held around every call but where it says so."""
 
-    def __init__(self, path: str, key: bytes, *, read_only: bool = False, beside_owner: bool = False) -> None:
-        """Open an existing database, as `connect` does. Raises CorruptStore, OSError."""
-        self.path = path
+    def __init__(self, path: str, key: bytes, *, read_only: bool = False, copy_of: str | None = None) -> None:
+        """Open an existing database, as `connect` does. Raises CorruptStore, ReadOnlyStore, OSError."""
+        self.path = copy_of or path
         self._key = key
-        self._db = connect(path, key, read_only=read_only, beside_owner=beside_owner)
+        self._db = connect(path, key, read_only=read_only, copy_of=copy_of)
         # Which file that is. SQLite goes on with it when another one gets its name.
         self._file = os.stat(path)
         # One cursor for everything: each statement is run to its end before the next one begins.
@@ -158,13 +168,11 @@ class Database:
                 )
 
     def _open_log(self) -> None:
-        # Only the log is opened: closing a second descriptor of index.db itself would drop SQLite's POSIX
-        # locks on it (fcntl(2)).
         self._log_fd = os.open(self.path + "-wal", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     @contextmanager
     def log_at_rest(self, *, wait: bool) -> Iterator[bool]:
-        """For whoever reads the index for long, or empties its log: not both at a time.
+        """For whoever reads the index for long in this process, or empties its log: not both at a time.
 
         Emptying waits for readers, and the store's lock would be held while it did. Without `wait` yields
         False where somebody else is at it.
@@ -176,6 +184,19 @@ class Database:
             if held:
                 self._log_at_rest.release()
 
+    @contextmanager
+    def log_unread(self, *, wait_s: float = 0.0) -> Iterator[bool]:
+        """For whoever empties the log: whether nobody copies or reads it, here or in another process.
+
+        `wait_s`: how long to wait for other processes, which see `index.db` unchanged meanwhile.
+        """
+        with (
+            self.log_at_rest(wait=False) as at_rest,
+            closing(Folder.at(os.path.dirname(self.path))) as folder,
+            unless_held(folder, LOG_HOLD_FILE, wait_s=wait_s) as unheld,
+        ):
+            yield at_rest and unheld
+
     def checkpoint_is_due(self) -> bool:
         """Whether the log is large enough to be moved into the database."""
         return self._log_pages * _PAGE_SIZE_BYTES >= _CHECKPOINT_FROM_BYTES
@@ -183,17 +204,24 @@ class Database:
     def checkpoint(self) -> bool:
         """Copy the log into the database, synced, without blocking the writer. Called without the lock.
 
-        Returns whether all of it is copied: then it begins anew, and `empty_log` costs no disk wait.
+        Inside `log_unread`, unless nobody else knows the file. Returns whether all of it is copied: then it
+        begins anew, and `empty_log` costs no disk wait.
         """
+        self.open_checkpointer()
+        assert self._checkpointer is not None
         with translated(self.path):
-            if self._checkpointer is None:
-                if self._log_fd >= 0:
-                    self._require_names()  # this connection opens the name again
-                self._checkpointer = connect(self.path, self._key)
-                self._checkpointer.execute("PRAGMA synchronous=FULL").fetchall()
-                self._checkpointer.set_busy_timeout(0)
             frames, copied = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         return frames == copied
+
+    def open_checkpointer(self) -> None:
+        """Open the connection that `checkpoint` uses: it opens the file by its name a second time."""
+        if self._checkpointer is None:
+            if self._log_fd >= 0:
+                self._require_names()
+            self._checkpointer = connect(self.path, self._key)
+            with translated(self.path):
+                self._checkpointer.execute("PRAGMA synchronous=FULL").fetchall()
+                self._checkpointer.set_busy_timeout(0)
 
     def prepare_log(self) -> None:
         """Give the log its blocks, zeros behind what is in it (with the lock held). Never fails.
@@ -222,15 +250,12 @@ class Database:
         size_bytes = log_size_bytes(self.path)
         return size_bytes <= _LOG_KEPT_BYTES and self._log_lock.hold(self._log_fd, size_bytes)
 
-    def empty_log(
-        self, *, checkpointed: bool, wait_ms: int = 0, withdraw: Callable[[], bool] | None = None
-    ) -> None:
-        """Truncate the log after a complete checkpoint (with the lock held).
+    def empty_log(self, *, checkpointed: bool, withdraw: Callable[[], bool] | None = None) -> None:
+        """Truncate the log after a complete checkpoint (with the lock held, and inside `log_unread` as that).
 
         `withdraw` is called before: whoever wrote down how far the log has to reach takes that back, and
         says whether that is done. If it is not, the log stays. A log that new frames reached meanwhile
-        stays, unless it is above LOG_LIMIT_BYTES. So does one that another process reads (`pixstorefs
-        check`) for longer than `wait_ms`: the next time will do.
+        stays, unless it is above LOG_LIMIT_BYTES.
         """
         if self._checkpointer is None:
             return
@@ -239,14 +264,8 @@ class Database:
         if withdraw is not None and not withdraw():
             return
         with translated(self.path):
-            self._checkpointer.set_busy_timeout(wait_ms)
-            try:
-                self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-                self._log_pages = 0
-            except apsw.BusyError:
-                pass
-            finally:
-                self._checkpointer.set_busy_timeout(0)
+            self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self._log_pages = 0
 
 
 def connect(
@@ -254,40 +273,34 @@ def connect(
     key: bytes,
     *,
     read_only: bool = False,
-    beside_owner: bool = False,
+    copy_of: str | None = None,
     journal: bool = True,
     new: bool = False,
 ) -> apsw.Connection:
-    """A connection with the index's settings. Raises CorruptStore, OSError.
+    """A connection with the index's settings. Raises CorruptStore, ReadOnlyStore, OSError.
 
-    `read_only` is for a store that nobody changes meanwhile, `beside_owner` for one that another connection
-    may be writing to: it reads the log, too, and never writes or moves it. Without `journal` nothing protects
-    what is written: for a file that is thrown away if it fails. `new`: the caller has just made the file,
-    and it is empty. Every other file is never created, nor taken for a database without rows.
+    `read_only` is for a store that nobody changes meanwhile. `copy_of` is for a copy, database and log, that
+    nobody else knows and that is only looked at; messages name what it is a copy of. Without `journal`
+    nothing protects what is written: for a file that is thrown away if it fails. `new`: the caller has just
+    made the file, and it is empty. Every other file is never created, nor taken for a database without rows.
     """
     if not new:
-        require_pages(path)
+        _require_pages(path, copy_of or path)
     flags = apsw.SQLITE_OPEN_READWRITE
-    if beside_owner or read_only:
-        flags = apsw.SQLITE_OPEN_READONLY
     name = uri(path)
-    if read_only and not beside_owner:
-        # immutable: no log, no locks, no -shm file: works on read-only media.
-        name += "?immutable=1"
-    with translated(path):
+    if read_only:
+        flags = apsw.SQLITE_OPEN_READONLY
+        # immutable: no log, no locks: works on read-only media.
+        name += "&immutable=1"
+    with translated(copy_of or path):
         db = apsw.Connection(name, flags=flags | apsw.SQLITE_OPEN_URI, statementcachesize=128)
         try:
-            db.pragma("cipher", "aegis")
-            db.pragma("key", "raw:" + key.hex())
-            db.set_busy_timeout(_BUSY_TIMEOUT_MS)
-            db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            # Closing the last connection would copy the log into the database unsynced, and delete it.
-            db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            # Plans do not depend on values: SQLite would parse again for each of them (lookup 42 -> 8 us).
-            db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
-            for setting in ("trusted_schema=OFF", "secure_delete=ON", "cell_size_check=ON"):
-                db.execute(f"PRAGMA {setting}").fetchall()
-            if beside_owner:
+            if not read_only and db.readonly("main"):
+                # SQLite opens such a file for reading, and then maps the index of its log all the same.
+                raise ReadOnlyStore(f"{path} cannot be written: make it and its folder writable for you")
+            _set_up(db, key)
+            if copy_of:
+                db.execute("PRAGMA query_only=ON").fetchall()
                 # A check's long statements come by here, so that Python can take a signal: Ctrl-C ends them.
                 db.set_progress_handler(lambda: False, _STEPS_BETWEEN_SIGNALS)
             elif not read_only:
@@ -304,25 +317,48 @@ def connect(
     return db
 
 
-def require_pages(path: str) -> None:
-    """Refuse what cannot hold a database before SQLite sees it. Raises CorruptStore, OSError.
+def _set_up(db: apsw.Connection, key: bytes) -> None:
+    """What every connection needs, and a first look at the file."""
+    db.pragma("cipher", "aegis")
+    db.pragma("key", "raw:" + key.hex())
+    db.set_busy_timeout(_BUSY_TIMEOUT_MS)
+    db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    # Closing the last connection would copy the log into the database unsynced, and delete it.
+    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    # Plans do not depend on values: SQLite would parse again for each of them (lookup 42 -> 8 us).
+    db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
+    # What a statement sorts must not reach a disk in the clear, whatever SQLite was compiled with.
+    for setting in ("trusted_schema=OFF", "secure_delete=ON", "cell_size_check=ON", "temp_store=MEMORY"):
+        db.execute(f"PRAGMA {setting}").fetchall()
+
+
+def uri(path: str) -> str:
+    """The name of a database for SQLite: APSW takes text only, and a path may hold bytes that are none.
+
+    A parameter may follow, behind "&".
+    """
+    return "file://" + urllib.parse.quote(os.path.abspath(os.fsencode(path))) + f"?vfs={_VFS}"
+
+
+def _require_pages(path: str, name: str) -> None:
+    """Refuse what cannot hold a database before SQLite sees it; messages call it `name`.
 
     SQLite makes an empty file an empty database, authentic under our key, and deletes its log: every row of
-    the store would be gone, and nothing would tell.
+    the store would be gone, and nothing would tell. Raises CorruptStore, OSError.
     """
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise CorruptStore(f"{path} is missing: the store has lost its index. {_ADVICE}") from None
+        raise index_is_missing(name) from None
     if not stat.S_ISREG(status.st_mode):
-        raise CorruptStore(f"{path} is no file: the store has lost its index. {_ADVICE}")
+        raise CorruptStore(f"{name} is no file: the store has lost its index. {_ADVICE}")
     if status.st_size < _PAGE_SIZE_BYTES:
-        raise CorruptStore(f"{path} is damaged: it has {status.st_size} bytes. {_ADVICE}")
+        raise CorruptStore(f"{name} is damaged: it has {status.st_size} bytes. {_ADVICE}")
 
 
-def uri(path: str) -> str:
-    """The name of a database for SQLite: APSW takes text only, and a path may hold bytes that are none."""
-    return "file://" + urllib.parse.quote(os.path.abspath(os.fsencode(path)))
+def index_is_missing(path: str) -> CorruptStore:
+    """The error to raise where there is no file at `path`."""
+    return CorruptStore(f"{path} is missing: the store has lost its index. {_ADVICE}")
 
 
 @contextmanager

@@ -44,19 +44,19 @@ class Index(Database):
     """One open index. Not thread-safe: the store's lock is held around every call but `sync_log`."""
 
     def __init__(
-        self, path: str, key: bytes, store_id: bytes, *, read_only: bool = False, beside_owner: bool = False
+        self, path: str, key: bytes, store_id: bytes, *, read_only: bool = False, copy_of: str | None = None
     ) -> None:
-        """Open an existing index.
+        """Open an existing index. `copy_of`: as `connect` takes it.
 
         Raises CorruptStore (damaged, or of another store), NewerFormat, OSError.
         """
-        super().__init__(path, key, read_only=read_only, beside_owner=beside_owner)
+        super().__init__(path, key, read_only=read_only, copy_of=copy_of)
         self.store_id = store_id
         try:
-            with translated(path):
+            with translated(self.path):
                 self._verify(store_id)
                 # Most stores have none, and the kernel asks for several of every file that is made or listed.
-                self.has_xattrs = beside_owner or self.one("SELECT 1 FROM xattr LIMIT 1") is not None
+                self.has_xattrs = self.one("SELECT 1 FROM xattr LIMIT 1") is not None
         except BaseException:
             self.close()
             raise

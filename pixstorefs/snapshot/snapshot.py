@@ -1,6 +1,6 @@
 """The snapshot: another directory becomes a complete store, consistent as of one moment, beside the owner.
 
-Its index is a copy taken in one read transaction; then come the objects it tells of, which stay in the store
+Its index is a copy of one moment (see `capture`); then come the objects it tells of, which stay in the store
 meanwhile (see `hold`). The order of writes: objects, synced; the new index in place of the old one, by one
 rename; only then objects that no longer belong to an image go. So an interrupted run leaves the snapshot
 before it, whole; or where it was the first, a directory that is no store yet. The next one completes either.
@@ -10,14 +10,14 @@ Nothing replaces what was there before it is checked.
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from pixstorefs.check.check import Check, Progress, is_set_aside
 from pixstorefs.check.view import StoreView
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.unlink_guard import held
-from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput, NoSpace, SnapshotFailed, StoreInUse
+from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput, NoSpace, SnapshotFailed
 from pixstorefs.format import sealed_size
 from pixstorefs.index import walk as index_walk
 from pixstorefs.index.findings import Finding, Reaction
@@ -57,6 +57,9 @@ class _New:
     folder: Folder
     index: Index
     objects: ObjectDirectory
+
+    def newest_index(self) -> AbstractContextManager[Index]:
+        return nullcontext(self.index)
 
     def needs_recovery(self) -> bool:
         return False  # it is made clean
@@ -107,7 +110,6 @@ class Snapshot:
                     self._new = _New(
                         self._path, self._target.folder, self._target.take_index(), self._target.objects
                     )
-                    self._refuse_unreachable()
                     missing = self._bring_objects(progress)
                     if not missing:
                         break
@@ -150,14 +152,6 @@ class Snapshot:
         read_only = not self._view.is_writable
         with closing(open_unlocked(self._store_path, self._secret, read_only=read_only)) as store:
             self.outcome.recovered = store.report
-
-    def _refuse_unreachable(self) -> None:
-        """SQLite's locks, without which a copy is of no one moment, need a store that we can write to."""
-        if self._view.is_owned() and not self._view.is_writable:
-            raise StoreInUse(
-                f"the store {self._store_path} is in use, and cannot be written from here, so it cannot be "
-                "read as it is at one moment: take the snapshot where it is mounted, or unmount it"
-            )
 
     def _bring_objects(self, progress: Progress) -> list[StoredImage]:
         """Bring what the new index tells of; returns what the store does not have."""
@@ -209,16 +203,17 @@ class Snapshot:
 
     def _still_missing(self, missing: list[StoredImage]) -> list[Finding]:
         """What the store should have by its index of now; the rest was given up on a full disk."""
-        return [
-            Finding(
-                "image-damaged",
-                Reaction.RESTORE,
-                f"its object {stored.version.version_id} is missing or has the wrong size",
-                path_of(self._new.index, stored.version.ino),
-            )
-            for stored in missing
-            if index_walk.is_current(self._view.index, stored.version.version_id)
-        ]
+        with self._view.newest_index() as index:
+            return [
+                Finding(
+                    "image-damaged",
+                    Reaction.RESTORE,
+                    f"its object {stored.version.version_id} is missing or has the wrong size",
+                    path_of(self._new.index, stored.version.ino),
+                )
+                for stored in missing
+                if index_walk.is_current(index, stored.version.version_id)
+            ]
 
     def _refuse(self, problems: list[Finding]) -> None:
         """Raise where the store is damaged: what is in place may have what it has lost."""

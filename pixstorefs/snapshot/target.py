@@ -13,7 +13,7 @@ from pixstorefs.check.view import StoreView
 from pixstorefs.disk.files import sync_directory
 from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.lock_file import LOCK_FILE, Ownership
-from pixstorefs.errors import InvalidInput, NotAStore, SnapshotFailed, StoreNotWritable
+from pixstorefs.errors import InvalidInput, NotAStore, SnapshotFailed, StoreInUse, StoreNotWritable
 from pixstorefs.index import copy as index_copy
 from pixstorefs.index import walk as index_walk
 from pixstorefs.index.digest import digest_of
@@ -29,6 +29,8 @@ from pixstorefs.store.snapshot_record import RECORD_FILE, SnapshotRecord, read_r
 
 # Who mounts the snapshot for writing gets version ids that the store itself does not reach.
 _GAP = 64 * BLOCK
+# A check that copies the index of the snapshot in place.
+_READER_WAIT_S = 60.0
 _LOG_SUFFIXES = ("-wal", "-shm")
 _NEW_INDEX = INDEX_FILE + ".new"
 _NEW_COPY = "index.new"
@@ -144,7 +146,10 @@ class Target:
             )
 
     def _opened_old(self) -> Index:
-        """The index in place, with its log emptied. Raises InvalidInput where somebody changed the tree."""
+        """The index in place, with its log emptied. Raises InvalidInput, StoreInUse.
+
+        InvalidInput: somebody changed the tree.
+        """
         key, store_id = self._source.index_key, self._source.store_id
         self._require_here()
         with closing(Index(self._index_path, key, store_id)) as index:
@@ -155,7 +160,13 @@ class Target:
                     "like any other"
                 )
             # A log that outlived its database would be applied to the new one.
-            index.empty_log(checkpointed=index.checkpoint())
+            with index.log_unread(wait_s=_READER_WAIT_S) as unread:
+                if not unread:
+                    raise StoreInUse(
+                        f"another process is reading the snapshot {self.path}. Nothing was changed; "
+                        "try again when it is done"
+                    )
+                index.empty_log(checkpointed=index.checkpoint())
         self._remove_logs(INDEX_FILE)
         # Of who mounted it; it speaks of the index that is to be replaced.
         remove_record(self.folder)

@@ -221,14 +221,19 @@ class Barrier:
             self._ledger.passed(token, floor, unlinked=unlinked)
         if not unlinked:
             self.note_change()  # looks again in a second
+        if self._index.checkpoint_is_due():
+            self._shorten_log()
+
+    def _shorten_log(self) -> None:
         self._follow()
-        with self._index.log_at_rest(wait=False) as at_rest:
-            if at_rest and self._index.checkpoint_is_due():
-                checkpointed = self._index.checkpoint()
-                if not (checkpointed and self._index.keep_log()):
-                    with self._lock:
-                        self._index.empty_log(checkpointed=checkpointed, withdraw=self._record.withdraw_log)
-                        self._index.prepare_log()
+        with self._index.log_unread() as unread:
+            if not unread:
+                return  # the next barrier tries again
+            checkpointed = self._index.checkpoint()
+            if not (checkpointed and self._index.keep_log()):
+                with self._lock:
+                    self._index.empty_log(checkpointed=checkpointed, withdraw=self._record.withdraw_log)
+                    self._index.prepare_log()
 
     def _unlink(self, retired: list[int], *, even_if_held: bool) -> bool:
         """Unlink retired objects, all or, where a snapshot holds them, none; returns which.

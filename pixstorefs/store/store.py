@@ -13,9 +13,9 @@ from dataclasses import replace
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.disk.reserve import Reserve
-from pixstorefs.errors import CorruptImage, CorruptStore
+from pixstorefs.errors import CorruptImage, CorruptStore, StoreInUse
 from pixstorefs.index import walk as index_walk
-from pixstorefs.index.database import log_size_bytes
+from pixstorefs.index.database import LOG_HOLD_FILE, log_size_bytes
 from pixstorefs.index.rows import Index, State
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.journal import Journal
@@ -36,8 +36,10 @@ from pixstorefs.store.recovery import orphans_of, put_back_journaled, recover
 from pixstorefs.store.transactions import Transactions
 from pixstorefs.store.tree import NewName, Tree
 
-# How long a close waits for another process that reads the index, to leave an empty log behind.
-_LAST_READER_WAIT_MS = 2000
+# How long a close waits for another process that copies the index, to leave an empty log behind; and a
+# recovery, which cannot do without.
+_READER_AT_CLOSE_WAIT_S = 2.0
+_READER_AT_RECOVERY_WAIT_S = 60.0
 
 
 class Store:
@@ -125,7 +127,12 @@ class Store:
                 # and has the keys of these objects.
                 with_reserve(self._keep_index)
             # What stands in the log may have failed to reach the disk, and no sync would tell so twice.
-            with_reserve(self._empty_log)
+            if not self._empty_log(_READER_AT_RECOVERY_WAIT_S, self._record.withdraw_log):
+                raise StoreInUse(
+                    f"another process has been copying the index of the store {self.path} for a minute, and "
+                    "the store has to recover: let it come to its end, or end it (fuser "
+                    f"{os.path.join(self.path, LOG_HOLD_FILE)} tells its pid), and try again"
+                )
             with_reserve(lambda: put_back_journaled(self.index, self._objects, self.folder))
             self.report = with_reserve(
                 lambda: recover(self.index, self._objects, state, proof, self.folder, self._keep_index)
@@ -135,9 +142,6 @@ class Store:
 
     def _keep_index(self) -> None:
         keep_index(self.folder, self.index.path, self._index_key, time.time_ns())
-
-    def _empty_log(self) -> None:
-        self.index.empty_log(checkpointed=self.index.checkpoint(), withdraw=self._record.withdraw_log)
 
     def _pass_over_strangers(self, state: State) -> None:
         """Hand out no number that an object has, though the index never gave it to one."""
@@ -154,9 +158,21 @@ class Store:
         any_known = index_walk.any_version(self.index)
         self._objects.require_folders(version_id, any_known=any_known)
 
+    def _empty_log(self, wait_s: float, withdraw: Callable[[], bool]) -> bool:
+        """Copy the log into the database, and truncate it; False where another process reads for longer."""
+        with self.index.log_unread(wait_s=wait_s) as unread:
+            if unread:
+                self._transactions.with_reserve(
+                    lambda: self.index.empty_log(checkpointed=self.index.checkpoint(), withdraw=withdraw)
+                )
+            return unread
+
+    def _claim_clean(self) -> bool:
+        return self._record.write(clean_claim(self._ledger.state), synced=True)
+
     def _begin(self) -> None:
         # SQLite opens by path: have it open the connection that empties the log as early as the first one.
-        self.index.checkpoint()
+        self.index.open_checkpointer()
         self._ledger.begin()
         self._record.open()
         self._journal = Journal(self.folder)
@@ -245,9 +261,7 @@ class Store:
                 self._barrier.sync()
                 self._ledger.end()
                 self.index.sync_log()
-                checkpointed = self.index.checkpoint()
-                if self._record.write(clean_claim(self._ledger.state), synced=True):
-                    self.index.empty_log(checkpointed=checkpointed, wait_ms=_LAST_READER_WAIT_MS)
+                self._empty_log(_READER_AT_CLOSE_WAIT_S, self._claim_clean)
                 if not self.read_only:
                     self._copies.finish()
         finally:

@@ -1,0 +1,206 @@
+"""Capture: how another process reads an index in use, which is by a copy of its files at one moment.
+
+The owner keeps the index of its log to itself (see `database`), so SQLite's locks tell others nothing.
+Instead the reader holds the log (the file `hold-log`): then the owner appends to it and does no more. There
+are two things left that a copy could meet. A log that was in the database completely begins anew, header
+first, and old frames in front of new ones would put old pages over newer ones; and a restored index takes the
+place of the damaged one. Both show in what the files look like from outside, and the copy begins again.
+
+The copy is what the store has, encrypted pages. It loses its name as soon as SQLite has it open, so that a
+process that is killed leaves nothing.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pixstorefs.disk.files import FULL_ERRNOS, copy_content
+from pixstorefs.disk.folder import Folder
+from pixstorefs.disk.hold import held
+from pixstorefs.errors import NoSpace, StoreInUse
+from pixstorefs.index.database import LOG_HOLD_FILE, index_is_missing
+from pixstorefs.index.rows import Index
+
+_LOG_SUFFIX = "-wal"
+_LOG_HEADER_BYTES = 32
+_FRAME_HEADER_BYTES = 24
+# An owner that does not know the hold (an older version) may meet it every time.
+_ROUNDS = 10
+# File systems stamp times that coarsely, at worst (ext4 4 ms, FAT 2 s): a file as young may change unnoticed.
+_TIMESTAMP_NS = 2_000_000_000
+# Others write to the same disk meanwhile.
+_SPARE_BYTES = 8 << 20
+_TEMPORARY_FOLDERS = ("/tmp", "/var/tmp")  # noqa: S108 (mkdtemp makes a folder of our own there)
+
+
+@dataclass(frozen=True, slots=True)
+class _FileState:
+    device: int
+    ino: int
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What the files of an index looked like when they were copied."""
+
+    database: _FileState
+    log: _FileState | None
+    log_header: bytes
+    looked_at_ns: int
+
+    @property
+    def size_bytes(self) -> int:
+        """What both files take together."""
+        return self.database.size_bytes + (self.log.size_bytes if self.log else 0)
+
+    def has_same_base(self, other: "Moment") -> bool:
+        """Whether nothing happened between two moments but that the log grew."""
+        return (self.database, self.log_header, _identity(self.log)) == (
+            other.database,
+            other.log_header,
+            _identity(other.log),
+        )
+
+    def has_passed(self, index_path: str) -> bool:
+        """Whether the index may be another by now."""
+        now = _moment(index_path)
+        young = self.log is not None and self.looked_at_ns - self.log.mtime_ns < _TIMESTAMP_NS
+        return young or not self.has_same_base(now) or self.log != now.log
+
+
+def capture(index_path: str, target: str) -> Moment:
+    """Copy database and log of an index that others may be using to the new files `target` and `target`-wal.
+
+    Not synced. Raises CorruptStore (there is no index), StoreInUse, OSError; no file stays then.
+    """
+    with contextlib.ExitStack() as undo:
+        undo.callback(_remove, target)
+        with (
+            contextlib.closing(Folder.at(os.path.dirname(index_path))) as folder,
+            held(folder, LOG_HOLD_FILE),
+        ):
+            for _ in range(_ROUNDS):
+                before = _moment(index_path)
+                _copy_both(index_path, target)
+                after = _moment(index_path)
+                if before.has_same_base(after):
+                    undo.pop_all()
+                    return before
+                _remove(target)
+        raise StoreInUse(
+            f"the index {index_path} changes faster than it can be read: try again, or unmount the store"
+        )
+
+
+def open_captured(index_path: str, key: bytes, store_id: bytes) -> tuple[Index, Moment]:
+    """Open a copy of an index in use, for looking at it; it is gone when the index is closed.
+
+    Raises CorruptStore, NewerFormat, NoSpace, StoreInUse, OSError.
+    """
+    folder = tempfile.mkdtemp(prefix="pixstorefs-", dir=_folder_with_room(index_path))
+    try:
+        path = os.path.join(folder, os.path.basename(index_path))
+        moment = capture(index_path, path)
+        # SQLite has both files open from now on, and needs no names.
+        return Index(path, key, store_id, copy_of=index_path), moment
+    except OSError as error:
+        if error.errno in FULL_ERRNOS:
+            raise _no_room(index_path) from error
+        raise
+    finally:
+        shutil.rmtree(folder)
+
+
+def _folder_with_room(index_path: str) -> str:
+    """A folder for temporary files on a disk that has room for a copy. Raises NoSpace."""
+    for folder in (os.environ.get("TMPDIR"), *_TEMPORARY_FOLDERS):
+        if folder and _has_room(folder, _size_bytes(index_path)):
+            return folder
+    raise _no_room(index_path)
+
+
+def _has_room(folder: str, size_bytes: int) -> bool:
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK) and disk.f_bavail * disk.f_frsize >= size_bytes + _SPARE_BYTES
+
+
+def _no_room(index_path: str) -> NoSpace:
+    size_mb = (_size_bytes(index_path) + _SPARE_BYTES) // 1_000_000 + 1
+    return NoSpace(
+        f"a copy of the index {index_path} needs {size_mb} MB, and neither $TMPDIR nor /tmp nor /var/tmp has "
+        "them. Nothing is wrong with the store: name a folder on a disk with room, as in TMPDIR=/mnt/other"
+    )
+
+
+def _size_bytes(index_path: str) -> int:
+    return _moment(index_path).size_bytes
+
+
+def _copy_both(index_path: str, target: str) -> None:
+    _copy(index_path, target, lambda fd: os.fstat(fd).st_size)
+    with contextlib.suppress(FileNotFoundError):
+        _copy(index_path + _LOG_SUFFIX, target + _LOG_SUFFIX, _written_bytes)
+
+
+def _copy(path: str, target: str, length_bytes: Callable[[int], int]) -> None:
+    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            copy_content(source, copy, length_bytes(source))
+        finally:
+            os.close(copy)
+    finally:
+        os.close(source)
+
+
+def _written_bytes(log: int) -> int:
+    """How much of a log counts: behind it are zeros, or frames from before it began anew.
+
+    Layout: https://sqlite.org/fileformat2.html#walformat
+    """
+    header = os.pread(log, _LOG_HEADER_BYTES, 0)
+    if len(header) < _LOG_HEADER_BYTES:
+        return 0
+    frame_bytes = _FRAME_HEADER_BYTES + int.from_bytes(header[8:12])
+    end = _LOG_HEADER_BYTES
+    while os.pread(log, _FRAME_HEADER_BYTES, end)[8:16] == header[16:24]:
+        end += frame_bytes
+    return end
+
+
+def _remove(target: str) -> None:
+    for suffix in ("", _LOG_SUFFIX):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target + suffix)
+
+
+def _moment(index_path: str) -> Moment:
+    database = _file_state(index_path)
+    if database is None:
+        raise index_is_missing(index_path)
+    header = b""
+    with contextlib.suppress(FileNotFoundError), open(index_path + _LOG_SUFFIX, "rb") as log:
+        header = log.read(_LOG_HEADER_BYTES)
+    return Moment(database, _file_state(index_path + _LOG_SUFFIX), header, time.time_ns())
+
+
+def _file_state(path: str) -> _FileState | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return _FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _identity(state: _FileState | None) -> tuple[int, int] | None:
+    return (state.device, state.ino) if state else None
