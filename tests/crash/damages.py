@@ -17,6 +17,7 @@ from prepared import write_with_hole
 
 _SECTOR_BYTES, _PAGE_BYTES = 512, 4096
 _SPARSE_BYTES = 1 << 40
+_TRIES = 8
 _FOLDERS = ("objects", "objects/0", "copies", "lost+found", "lost+found/objects")
 # How often each file is meant, by its name; of objects there are many.
 _WEIGHTS = {
@@ -99,15 +100,19 @@ Action = Callable[[random.Random, Scene, Path], str]
 def damage(chance: random.Random, scene: Scene) -> Damage:
     """Do one damage; returns what it was."""
     while True:
-        name = chance.choice(tuple(_ACTIONS))
-        action, choose = _ACTIONS[name]
-        path = choose(chance, scene)
-        if path is None:
-            continue
-        with contextlib.suppress(_NotHere):
-            text = action(chance, scene, path)
-            relative = path.relative_to(scene.store)
-            return Damage(name, _class_of(relative), f"{name}: {relative} {text}".rstrip())
+        name = chance.choice(tuple(ACTIONS))
+        # Not every file can be damaged in every way; another one of the store can.
+        for _ in range(_TRIES):
+            with contextlib.suppress(_NotHere):
+                return _do(name, chance, scene)
+
+
+def _do(name: str, chance: random.Random, scene: Scene) -> Damage:
+    action, choose = ACTIONS[name]
+    path = choose(chance, scene)
+    text = action(chance, scene, path)
+    relative = path.relative_to(scene.store)
+    return Damage(name, _class_of(relative), f"{name}: {relative} {text}".rstrip())
 
 
 class _NotHere(Exception):
@@ -126,7 +131,7 @@ def _class_of(relative: Path) -> str:
 # What is meant
 
 
-def _any_file(chance: random.Random, scene: Scene) -> Path | None:
+def _any_file(chance: random.Random, scene: Scene) -> Path:
     files = [path for path in sorted(scene.store.rglob("*")) if path.is_file()]
     objects = sum(path.parts[-3] == "objects" for path in files)
     weights = [
@@ -138,19 +143,19 @@ def _any_file(chance: random.Random, scene: Scene) -> Path | None:
     return chance.choices(files, weights)[0]
 
 
-def _any_folder(chance: random.Random, scene: Scene) -> Path | None:
+def _any_folder(chance: random.Random, scene: Scene) -> Path:
     return scene.store / chance.choice(_FOLDERS)
 
 
-def _anything(chance: random.Random, scene: Scene) -> Path | None:
+def _anything(chance: random.Random, scene: Scene) -> Path:
     return _any_folder(chance, scene) if chance.random() < 0.3 else _any_file(chance, scene)
 
 
-def _forgeable(chance: random.Random, scene: Scene) -> Path | None:
+def _forgeable(chance: random.Random, scene: Scene) -> Path:
     return scene.store / chance.choice(_FORGEABLE)
 
 
-def _with_history(chance: random.Random, scene: Scene) -> Path | None:
+def _with_history(chance: random.Random, scene: Scene) -> Path:
     return scene.store / chance.choice(_WITH_HISTORY)
 
 
@@ -321,7 +326,7 @@ def _ignored(_: object) -> None:
     pass
 
 
-_ACTIONS: dict[str, tuple[Action, Callable[[random.Random, Scene], Path | None]]] = {
+ACTIONS: dict[str, tuple[Action, Callable[[random.Random, Scene], Path]]] = {
     "flip": (_flip, _any_file),
     "zero": (_zero, _any_file),
     "garble": (_garble, _any_file),

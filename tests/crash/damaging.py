@@ -6,7 +6,9 @@ command ends as none may. The long form: scripts/torture damage.
 """
 
 import json
+import os
 import random
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -25,7 +27,12 @@ from rounds import Failure, Tally, run
 _ROUNDS_A_MOUNT = 100
 # What a small store may take beyond what it has: its log, its journal, new copies, what is set aside.
 _GROWTH_BYTES = 24 << 20
+_LARGEST_OBJECT_BYTES = 1 << 20
 _SOURCES = ("index.db", "index.db-wal", "copies/index-1.db", "copies/index-2.db")
+
+# What a message may say to do with a file that it names.
+_ADVICE = re.compile(r"\b(move|remove|rename) (it|this file|that file)\b", re.IGNORECASE)
+_MOVABLE = ("store.json", "keys.json", "lock", "hold", "journal", "reserve", "snapshot.json", "index.db-wal")
 
 
 @dataclass
@@ -127,11 +134,22 @@ class Round:
         if story.told or self._note(person.check(), room_bytes).told:
             self._note(person.check("--repair"), room_bytes)
             if first.status != 0:
-                self._visit(person, "new-1.jpg", names[0], room_bytes)
+                first = self._visit(person, "new-1.jpg", names[0], room_bytes)
+            if first.status != 0 and self._follow_advice():
+                self._note(person.check("--repair"), room_bytes)
         for number in (1, 2):
             self._visit(person, f"new-{number + 1}.jpg", names[number], room_bytes)
         self._note(person.check(), room_bytes)
         return self._visit(person, None, None, room_bytes)
+
+    def _follow_advice(self) -> bool:
+        """Move out of the store what the messages say is to be moved; whether there was such advice."""
+        store = self._place.path
+        advice = " ".join(said.text for said in self.story.said if _ADVICE.search(said.text))
+        names = [name for name in _MOVABLE if name in advice and os.path.lexists(store / name)]
+        for name in names:
+            (store / name).rename(self._place.path.with_name("papers") / f"moved-{name}")
+        return bool(names)
 
     def _visit(self, person: Person, save: str | None, delete: str | None, room_bytes: int) -> Said:
         said = self._note(person.visit(save, delete), room_bytes)
@@ -179,10 +197,14 @@ class Round:
             yield "refuses changes after the repair", str(late[0].facts["errors"])
 
     def _judge_losses(self, last: Said, lost: list[Image], before: Before) -> Iterator[tuple[str, str]]:
-        if last.status != 0:
-            yield "stays shut", _brief(last)
-            return
         openable = [each for each in lost if before.has(each)]
+        if last.status != 0:
+            # Without a key it has to stay shut, and says so; a store without images has nothing to lose.
+            if openable or not self._held.images:
+                yield "stays shut", f"{_brief(last)} though these were whole: {_paths(openable)}"
+            else:
+                self._tally.told_lost += len(lost)
+            return
         kept = [each for each in openable if self._is_kept(each)]
         gone = [each for each in openable if each not in kept]
         self._tally.set_aside += len(kept)
@@ -211,7 +233,7 @@ class Round:
         aside = (path for path in store.glob("lost+found/**/*") if path.is_file() and not path.is_symlink())
         objects = [object_path(store, each.version_id), *aside]
         if each.object_digest is not None and not any(
-            path.is_file() and digest(path.read_bytes()) == each.object_digest for path in objects
+            _digest_of(path) == each.object_digest for path in objects
         ):
             return False
         keys: set[bytes] = set()
@@ -230,9 +252,14 @@ def _is_whole(store: Path, each: Image) -> bool:
         return True
     path = object_path(store, each.version_id)
     links = any(above.is_symlink() for above in (path, path.parent, path.parent.parent))
-    if links or not path.is_file() or path.stat().st_size > 1 << 20:
-        return False
-    return digest(path.read_bytes()) == each.object_digest
+    return not links and _digest_of(path) == each.object_digest
+
+
+def _digest_of(path: Path) -> str | None:
+    """None for what no object is: reading a FIFO or a terabyte would not end."""
+    if not path.is_file() or path.stat().st_size > _LARGEST_OBJECT_BYTES:
+        return None
+    return digest(path.read_bytes())
 
 
 def _used_bytes(store: Path) -> int:
