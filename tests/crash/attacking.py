@@ -63,6 +63,7 @@ class Scene:
     """A store, a target for snapshots, and what nobody may touch, all in one folder."""
 
     def __init__(self, held: Prepared, taken: Files, folder: Path, chance: random.Random) -> None:
+        self.kind = held.kind
         self.place = held.write_out(folder)
         self.target = folder / "taken"
         prepared.write_out(taken, self.target)
@@ -163,7 +164,7 @@ class Round:
         else:
             self._plant_and_use()
         self.plants = [plant for plant in self.plants if plant]
-        self._tally.count("races" if race else "links", self.plants[-1].split(" ")[0] if self.plants else "-")
+        self._tally.count("races" if race else "links", _place_of(self.plants), self._scene.kind)
         differences = [*canary.differences(before, self._scene.look())]
         differences += [f"{name} is new beside it" for name in self._scene.names() - names - _OURS]
         if differences:
@@ -216,6 +217,10 @@ class Round:
                 return  # it hung; the others would, too
 
 
+def _place_of(plants: list[str]) -> str:
+    return plants[-1].split(" ")[0] if plants else "nothing"
+
+
 class Rounds:
     """Prepares each kind of store when it first comes, and runs rounds by their number."""
 
@@ -241,7 +246,7 @@ class Rounds:
                 print(f"round {number}: {what}")
                 for said in one.said:
                     print(f"  {said.seconds:.2f} s {said.what}, status {said.status}: {said.text[:1000]!r}")
-            where = ("links", one.plants[-1].split(" ")[0] if one.plants else "-")
+            where = ("links", _place_of(one.plants))
             return [Failure(number, rule, where, what, detail) for rule, detail in failures]
         finally:
             shutil.rmtree(folder)

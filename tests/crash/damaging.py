@@ -97,7 +97,7 @@ class Round:
         store = self._place.path
         before_canary = canary.look(self._canary)
         self.damage = damage(self._chance, Scene(store, self._held.history, self._canary))
-        self._tally.count(self.damage.action, self.damage.target)
+        self._tally.count(self.damage.action, self.damage.target, self._held.kind)
         before = Before.look(self._held, store)
         room_bytes = _used_bytes(store) + _GROWTH_BYTES
         if self._chance.randrange(_ROUNDS_A_MOUNT) == 0:
@@ -193,6 +193,10 @@ class Round:
         if last.status == 0 and last.facts["errors"]:
             yield "does not work after the repair", str(last.facts["errors"])
         late = [said for said in self.story.said[-4:-2] if said.what == "mount" and said.facts.get("errors")]
+        repairs = [said for said in self.story.said if said.what == "check --repair"]
+        checks = [said for said in self.story.said if said.what == "check"]
+        if repairs and repairs[-1].status == 0 and checks[-1].status != 0:
+            yield "not repaired by a repair that ended well", _brief(checks[-1])
         if late:
             yield "refuses changes after the repair", str(late[0].facts["errors"])
 

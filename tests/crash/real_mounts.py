@@ -67,22 +67,23 @@ class RealPerson(Person):
     def kill(self) -> None:
         """kill -9 the daemon, and clean the dead mount away."""
         for pid in self._daemons():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             wait_until_gone(pid)
-        self.clean_up()
-
-    def clean_up(self) -> None:
-        """Nothing is mounted afterwards, and no daemon lives."""
-        deadline = time.monotonic() + self._timeout_s
-        while os.path.ismount(self.mountpoint) or _is_dead(self.mountpoint):
+        # By name alone: whoever asks a mount whose daemon hangs hangs with it.
+        while str(self.mountpoint) in _mountpoints():
             subprocess.run(
                 [program("fusermount3"), "-u", "-z", self.mountpoint], capture_output=True, check=False
             )
-        while daemons := self._daemons():
-            if time.monotonic() > deadline:
-                for pid in daemons:
-                    os.kill(pid, signal.SIGKILL)
+
+    def clean_up(self) -> None:
+        """Nothing is mounted afterwards, and no daemon lives."""
+        deadline_s = time.monotonic() + self._timeout_s
+        while str(self.mountpoint) not in _mountpoints() and self._daemons():
+            if time.monotonic() > deadline_s:
+                break
             time.sleep(_POLL_S)
+        self.kill()
 
     def _command(self, *words: str | os.PathLike[str]) -> Said:
         began_s = time.monotonic()
@@ -113,12 +114,9 @@ class RealPerson(Person):
         return found
 
 
-def _is_dead(mountpoint: Path) -> bool:
-    try:
-        os.stat(mountpoint)
-    except OSError:
-        return True
-    return False
+def _mountpoints() -> set[str]:
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    return {line.split(" ")[4] for line in lines}
 
 
 def _used(mountpoint: Path, save: str | None, delete: str | None) -> dict[str, Any]:

@@ -44,10 +44,9 @@ class Tally:
     told_lost: int = 0
     tried: Counter[str] = field(default_factory=Counter)
 
-    def count(self, action: str, target: str) -> None:
-        """One more of this kind."""
-        self.tried[action] += 1
-        self.tried[f"of {target}"] += 1
+    def count(self, action: str, target: str, kind: str) -> None:
+        """One more of what was done, to what, in which kind of store."""
+        self.tried.update((action, f"of {target}", f"in {kind}"))
 
     def add(self, other: dict[str, Any]) -> None:
         """Add what another process counted."""
@@ -59,14 +58,16 @@ class Tally:
 
     def lines(self) -> Iterator[str]:
         """The counts, for people."""
-        yield (
-            f"{self.rounds} rounds, {self.mounts} of them with a real mount; {self.images} images compared, "
-            f"{self.elsewhere} of them under another name, {self.set_aside} set aside with their keys, "
-            f"{self.told_lost} lost and told"
-        )
-        for of in (False, True):
-            chosen = [(name, n) for name, n in self.tried.most_common() if name.startswith("of ") is of]
-            yield ", ".join(f"{count} {name}" for name, count in chosen)
+        if self.images:
+            yield (
+                f"{self.mounts} of the rounds with a real mount; {self.images} images compared, "
+                f"{self.elsewhere} of them under another name, {self.set_aside} set aside with their keys, "
+                f"{self.told_lost} lost and told"
+            )
+        counts = self.tried.most_common()
+        for first in ("of ", "in "):
+            yield ", ".join(f"{count} {name}" for name, count in counts if name.startswith(first))
+        yield ", ".join(f"{count} {name}" for name, count in counts if name[:3] not in ("of ", "in "))
 
 
 class Runner(Protocol):
