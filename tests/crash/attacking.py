@@ -18,7 +18,8 @@ import canary
 import prepared
 from people import Person, Said
 from prepared import Files, History, Kind, Prepared
-from rounds import Failure, Tally, run
+from real_mounts import RealPerson
+from rounds import ROUNDS_A_MOUNT, Failure, Tally, run
 from stores import Place
 
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
@@ -40,7 +41,7 @@ _MADE = (
 )
 _STRAY = "objects/0/4000"
 # What a round puts beside the store itself.
-_OURS = {"aside", "held", "new-key"}
+_OURS = {"aside", "held", "mount", "new-key"}
 
 
 def _take_snapshot(place: Place, history: History) -> None:
@@ -202,7 +203,14 @@ class Round:
             os.waitpid(pid, 0)
 
     def _use(self) -> None:
-        person = Person(self._scene.place)
+        if self._chance.randrange(ROUNDS_A_MOUNT):
+            self._act(Person(self._scene.place))
+            return
+        with RealPerson(self._scene.place) as person:
+            self._act(person)
+        self._tally.mounts += 1
+
+    def _act(self, person: Person) -> None:
         chance = self._chance
         deeds: list[Callable[[], Said]] = [
             lambda: person.visit("new-1.jpg", "new-name.jpg"),

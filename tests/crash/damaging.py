@@ -21,12 +21,10 @@ from damages import Damage, Scene, damage
 from people import Person, Said, digest, new_content
 from prepared import Image, Prepared, object_path
 from real_mounts import RealPerson
-from rounds import Failure, Tally, run
+from rounds import ROUNDS_A_MOUNT, Failure, Tally, run
 
-# A round with the real commands costs a hundred others.
-_ROUNDS_A_MOUNT = 100
 # What a small store may take beyond what it has: its log, its journal, new copies, what is set aside.
-_GROWTH_BYTES = 24 << 20
+_GROWTH_BYTES = 20 << 20
 _LARGEST_OBJECT_BYTES = 1 << 20
 _SOURCES = ("index.db", "index.db-wal", "copies/index-1.db", "copies/index-2.db")
 
@@ -100,7 +98,7 @@ class Round:
         self._tally.count(self.damage.action, self.damage.target, self._held.kind)
         before = Before.look(self._held, store)
         room_bytes = _used_bytes(store) + _GROWTH_BYTES
-        if self._chance.randrange(_ROUNDS_A_MOUNT) == 0:
+        if self._chance.randrange(ROUNDS_A_MOUNT) == 0:
             with RealPerson(self._place) as person:
                 last = self._live(person, room_bytes)
             self._tally.mounts += 1
@@ -128,10 +126,15 @@ class Round:
         chance, story = self._chance, self.story
         deletable = [each.path for each in self._held.images if not each.linked and "/" not in each.path]
         names = chance.sample(deletable, 3) if deletable else [None] * 3
+        if chance.random() < 0.1:
+            self._note(person.list_keys(), room_bytes)
+            self._note(person.snapshot(self._place.path.with_name("taken")), room_bytes)
         if chance.random() < 0.5:
             story.first_check = self._note(person.check(), room_bytes)
         first = self._visit(person, "new-1.jpg", names[0], room_bytes)
-        if story.told or self._note(person.check(), room_bytes).told:
+        if not story.told and story.first_check is None:
+            self._note(person.check(), room_bytes)
+        if story.told:
             self._note(person.check("--repair"), room_bytes)
             if first.status != 0:
                 first = self._visit(person, "new-1.jpg", names[0], room_bytes)

@@ -44,7 +44,7 @@ _HARMLESS = re.compile(
     r"|(recovered: |repaired: )*removed \d+ objects of drafts that were never saved"
     r"|verified \d+ images, .* no problems"
     r"|(recovered: |repaired: )*(copies/)?(store|keys)\.json .*copy.*"
-    r"|no check of this store was interrupted.*"
+    r"|snapshot of \d+ images, .*"
     r")$"
 )
 _NEVER = ("should not happen", "Traceback (most recent call last)")
@@ -65,6 +65,8 @@ class Said:
         """Whether a person who reads it knows that something is wrong with the store or an image."""
         if self.status != 0 or self.facts.get("errors"):
             return True
+        if self.what == "key list":
+            return False  # it tells of the keys alone
         return any(not _HARMLESS.match(line) for line in self.text.splitlines() if line)
 
     @property
@@ -110,6 +112,10 @@ class Person:
     def snapshot(self, target: Path) -> Said:
         """`pixstorefs snapshot`."""
         return self._command("snapshot", self.place.path, target, "--keyfile", self.place.keyfile)
+
+    def list_keys(self) -> Said:
+        """`pixstorefs key list`."""
+        return self._command("key", "list", self.place.path)
 
     def add_key(self, new: Path) -> Said:
         """`pixstorefs key add`."""
