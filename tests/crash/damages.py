@@ -25,6 +25,7 @@ _WEIGHTS = {
     "index.db-wal": 8,
     "copies/index-1.db": 3,
     "copies/index-2.db": 3,
+    "barrier": 3,
     "journal": 3,
     "store.json": 2,
     "keys.json": 2,
@@ -41,7 +42,10 @@ _FORGEABLE = (
     "copies/keys.json",
     "snapshot.json",
 )
-_WITH_HISTORY = ("index.db", "index.db", "index.db-wal", "index.db-wal", "copies", "journal", "keys.json")
+_WITH_HISTORY = (
+    *("index.db", "index.db", "index.db-wal", "index.db-wal"),
+    *("copies", "barrier", "journal", "keys.json"),
+)
 
 _FORGED = (
     b"",

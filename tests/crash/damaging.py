@@ -30,7 +30,10 @@ _SOURCES = ("index.db", "index.db-wal", "copies/index-1.db", "copies/index-2.db"
 
 # What a message may say to do with a file that it names.
 _ADVICE = re.compile(r"\b(move|remove|rename) (it|this file|that file)\b", re.IGNORECASE)
-_MOVABLE = ("store.json", "keys.json", "lock", "hold", "journal", "reserve", "snapshot.json", "index.db-wal")
+_MOVABLE = (
+    *("store.json", "keys.json", "snapshot.json", "lock", "hold", "barrier", "journal"),
+    *("reserve", "index.db-wal"),
+)
 
 
 @dataclass

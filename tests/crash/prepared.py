@@ -29,7 +29,7 @@ _IMAGES = 14
 _SIZES_BYTES = (1, 900, 4_000, 20_000, 60_000, 200_000)
 # From 4 MiB on a barrier copies the log into the database, and it begins anew: more than that in changes.
 _CHANGES_OF_A_LOG = 450
-_HISTORY = ("index.db", "index.db-wal", "journal", "store.json", "keys.json", "lock", "copies")
+_HISTORY = ("index.db", "index.db-wal", "barrier", "journal", "store.json", "keys.json", "lock", "copies")
 
 
 class History:
