@@ -94,6 +94,23 @@ class LoopDisk:
             cannot_run(f"no {self._kind} of our own here: {result.stderr.strip()}")
 
 
+@contextlib.contextmanager
+def in_memory(folder: Path, size_mib: int) -> Iterator[Path]:
+    """An empty folder below `folder` on a file system of its own in memory; without root, just a folder."""
+    path = folder / "memory"
+    path.mkdir()
+    if os.geteuid() != 0:
+        yield path
+        return
+    words = ("mount", "-t", "tmpfs", "-o", f"size={size_mib}m,mode=700", "tmpfs", str(path))
+    subprocess.run(words, check=True)
+    try:
+        yield path
+    finally:
+        # Lazily: a command that a round had to kill may still be on its way out.
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
 def fill(directory: Path) -> Path:
     """Take all room that the file system has left; returns the file that has it."""
     filler = directory / "filler"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pixstorefs.disk.lock_file import own
-from pixstorefs.errors import WrongKey
+from pixstorefs.errors import CorruptStore, WrongKey
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store.header import (
@@ -62,14 +62,14 @@ def _put_back(path: str, header: bytes, slots: bytes) -> list[str]:
 
 @contextmanager
 def advice_where_copies_differ(path: str) -> Iterator[None]:
-    """Where a secret opens nothing, tell of a copy that it may open."""
+    """Where a secret opens nothing, or fits a damaged slot, tell of a copy that it may open."""
     try:
         yield
-    except WrongKey as error:
+    except (WrongKey, CorruptStore) as error:
         differing = differing_copies(path)
         if not differing:
             raise
-        raise WrongKey(
+        raise type(error)(
             f"{error} {' and '.join(differing)} of the store {path} differs from its copy in copies/: if "
             "this is the right secret, it is damaged, or a change of the keys was interrupted. Move it out "
             "of the store, and the copy is used."

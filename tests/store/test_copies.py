@@ -1,6 +1,7 @@
 """Copies of the index, the header and the key slots: made when they should be, and whole whatever happens."""
 
 import errno
+import json
 import mmap
 import os
 import shutil
@@ -452,6 +453,20 @@ def test_contradicting_header_is_not_overruled(fresh: Place) -> None:
     original = path.read_bytes()
     path.write_bytes(original.replace(b'"padding": "padme"', b'"padding": "none" '))
     with pytest.raises(WrongKey, match=r"store.json .* differs from its copy"):
+        fresh.open()
+    path.unlink()
+    fresh.open().close()
+    assert path.read_bytes() == original
+
+
+def test_damaged_slot_is_told_with_its_copy(fresh: Place) -> None:
+    """Where the secret fits a slot whose key is damaged, the message names the copy; moved away, it opens."""
+    path = fresh.path / "keys.json"
+    original = path.read_bytes()
+    (slot,) = json.loads(original)["slots"]
+    changed = slot["wrapped"].translate(str.maketrans("0123456789abcdef", "123456789abcdef0"))
+    path.write_bytes(original.replace(slot["wrapped"].encode(), changed.encode()))
+    with pytest.raises(CorruptStore, match=r"is damaged.*keys.json .* differs from its copy"):
         fresh.open()
     path.unlink()
     fresh.open().close()
