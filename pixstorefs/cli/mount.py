@@ -8,6 +8,7 @@ import click
 from pixstorefs.cli import console, duration, mount_options
 from pixstorefs.cli.init import create, refuse_foreign
 from pixstorefs.cli.mount_options import MOST_BUSY_POLL_US, MountOptions
+from pixstorefs.cli.paths import Mountpoint
 from pixstorefs.cli.secrets_options import NewSecret, SecretChoice, secret_for_store, secret_options
 from pixstorefs.errors import FuseUnavailable, NotAStore
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("mount", short_help="Mount a store, creating it if it is missing.")
 @click.argument("store", type=click.Path())
-@click.argument("mountpoint", type=click.Path(readable=False))
+@click.argument("mountpoint", type=Mountpoint())
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
 @click.option("-r", "--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as file modes allow.")

@@ -10,6 +10,7 @@ import click
 
 from pixstorefs.cli import mount_options
 from pixstorefs.cli.mount import mount
+from pixstorefs.cli.paths import Mountpoint
 from pixstorefs.cli.secrets_options import SecretChoice
 from pixstorefs.errors import InvalidInput
 
@@ -28,7 +29,7 @@ def exit_status(status: int) -> int:
 
 @click.command("mount.pixstorefs", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source", type=click.Path())
-@click.argument("target", type=click.Path(readable=False))
+@click.argument("target", type=Mountpoint())
 @click.option("-s", "sloppy", is_flag=True, help="Ignore unknown options.")
 @click.option("-f", "fake", is_flag=True, help="Check the options, and mount nothing.")
 @click.option("-n", "_no_table", is_flag=True, help="Accepted: no table of mounts is kept.")

@@ -5,19 +5,20 @@ from typing import TYPE_CHECKING
 import click
 
 from pixstorefs.cli import console
+from pixstorefs.cli.paths import Mountpoint
 
 if TYPE_CHECKING:
     from pixstorefs.daemon.status import MountStatus
 
 
 @click.command("status", short_help="Show what is mounted, and what recovery decided.")
-@click.argument("path", type=click.Path(readable=False), required=False)
+@click.argument("path", type=Mountpoint(), required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each mount, in a list.")
 @click.pass_context
 def status_command(context: click.Context, path: str | None, as_json: bool) -> None:
     """Show all mounts, or the one of PATH, a store or a mountpoint.
 
-    The exit status is 1 where PATH is not mounted, or only a dead mount is left of it.
+    The exit status is 1 if PATH is not mounted, or its mount is dead or does not answer.
     """
     from pixstorefs.daemon.status import statuses
 
@@ -32,7 +33,7 @@ def status_command(context: click.Context, path: str | None, as_json: bool) -> N
             _show(status)
         if not found:
             console.result("nothing is mounted" if path is None else f"{path} is not mounted")
-    if path is not None and not any(status.alive for status in found):
+    if path is not None and not any(status.answers for status in found):
         context.exit(1)
 
 
@@ -40,6 +41,10 @@ def _show(status: "MountStatus") -> None:
     state = f"process {status.pid}" if status.pid else "process not known"
     if not status.alive:
         state = "dead: its process was killed; mount it again, or clean it away with pixstorefs umount"
+    elif status.stopped:
+        state += f" is stopped and does not answer; kill -CONT {status.pid} lets it go on"
+    elif not status.answers:
+        state += " does not answer"
     console.result(f"{status.store_path} on {status.mountpoint}")
     console.result(f"  {state}")
     if status.since is not None:

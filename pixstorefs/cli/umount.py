@@ -2,11 +2,17 @@
 
 import errno
 import os
+import shlex
+from typing import TYPE_CHECKING
 
 import click
 
 from pixstorefs.cli import console
+from pixstorefs.cli.paths import Mountpoint
 from pixstorefs.errors import MountpointUnusable, StoreInUse
+
+if TYPE_CHECKING:
+    from pixstorefs.daemon.mounts import MountEntry
 
 # A last save is bounded by the drafts that are open; minutes are for slow disks and network folders.
 _END_TIMEOUT_S = 300.0
@@ -15,7 +21,7 @@ _LAZY_END_TIMEOUT_S = 3.0
 
 
 @click.command("umount", short_help="Unmount, and wait until everything is saved.")
-@click.argument("mountpoint", type=click.Path(readable=False))
+@click.argument("mountpoint", type=Mountpoint())
 @click.option(
     "-l", "--lazy", is_flag=True, help="Detach at once; the mount ends when nobody uses it any more."
 )
@@ -30,8 +36,12 @@ def umount_command(context: click.Context, mountpoint: str, lazy: bool) -> None:
     entry = mounts.find(mountpoint)
     if entry is None or not entry.is_ours:
         raise MountpointUnusable(f"no pixstorefs is mounted on {os.path.abspath(mountpoint)}.")
-    if mounts.is_dead(entry.mountpoint):
+    state = mounts.state(entry.mountpoint)
+    if state is mounts.State.DEAD:
         _unmount(entry.mountpoint, lazy=True)
+        return
+    if state is mounts.State.SILENT:
+        _detach_silent(entry, lazy=lazy)
         return
     watch = owner.watch(entry.source)
     log = logs.path_for(entry.mountpoint)
@@ -48,6 +58,23 @@ def umount_command(context: click.Context, mountpoint: str, lazy: bool) -> None:
             f"unmounted, but process {watch.pid} is still saving into {entry.source}. "
             "Do not copy or move the store before that process has ended."
         )
+
+
+def _detach_silent(entry: "MountEntry", *, lazy: bool) -> None:
+    """Detach a mount that does not answer, if that was asked for. Only its process can save what it holds."""
+    from pixstorefs.daemon import mounts, owner
+
+    reason = owner.why_silent(entry)
+    if not lazy:
+        raise StoreInUse(
+            f"{entry.mountpoint} stays mounted: {reason}. What it has not saved yet is lost if it is killed. "
+            f"To take the mount away all the same: pixstorefs umount --lazy {shlex.quote(entry.mountpoint)}"
+        )
+    try:
+        mounts.detach_silent(entry.mountpoint)
+    except OSError as error:
+        raise MountpointUnusable(f"{entry.mountpoint} cannot be detached: {error.strerror}.") from error
+    console.note(f"detached; {entry.source} stays open: {reason}.")
 
 
 def _failures(log: str, already_logged_bytes: int) -> int:

@@ -9,7 +9,7 @@ import os
 import shutil
 
 from pixstorefs.daemon import mounts, owner
-from pixstorefs.errors import FuseUnavailable, MountpointUnusable, StoreInUse
+from pixstorefs.errors import FuseUnavailable, MountpointUnusable, PixstoreError, StoreInUse
 
 _DEVICE = "/dev/fuse"
 _HELPER = "fusermount3"
@@ -41,9 +41,9 @@ def check(mountpoint: str, store_path: str) -> str:
 
     Raises MountpointUnusable, or StoreInUse when this very store is mounted there already.
     """
-    clean_dead_mount(mountpoint)
+    entry = clean_dead_mount(mountpoint)
     real, real_store = os.path.realpath(mountpoint), os.path.realpath(store_path)
-    _refuse_live_mount(mountpoint, real_store)
+    _refuse_live_mount(mountpoint, entry, real_store)
     _refuse_overlap(real, real_store)
     if os.path.lexists(real):
         _check_directory(mountpoint, real)
@@ -71,11 +71,19 @@ def remove_created(real: str) -> None:
         pass
 
 
-def clean_dead_mount(mountpoint: str) -> None:
-    """Take away what a killed pixstorefs left on the mountpoint. Dead mounts of others are refused."""
+def clean_dead_mount(mountpoint: str) -> mounts.MountEntry | None:
+    """Take away what a killed pixstorefs left on the mountpoint; returns the mount there that lives.
+
+    Raises MountpointUnusable for dead mounts of others, and StoreInUse for one of ours that does not answer.
+    """
     entry = mounts.find(mountpoint)
-    if (entry is not None and entry.is_automount) or not mounts.is_dead(mountpoint):
-        return
+    if entry is not None and entry.is_automount:
+        return entry
+    state = mounts.state(entry.mountpoint if entry else os.path.abspath(mountpoint))
+    if state is mounts.State.SILENT:
+        raise _silence(mountpoint, entry)
+    if state is mounts.State.ANSWERS:
+        return entry
     if entry is None or not entry.is_ours:
         kind = entry.filesystem if entry else "unknown"
         raise MountpointUnusable(
@@ -88,6 +96,19 @@ def clean_dead_mount(mountpoint: str) -> None:
         raise MountpointUnusable(
             f"{mountpoint} holds a dead mount that cannot be cleaned away: {error.strerror}."
         ) from error
+    return None
+
+
+def _silence(mountpoint: str, entry: mounts.MountEntry | None) -> PixstoreError:
+    if entry is None:
+        return MountpointUnusable(f"{mountpoint} lies on a file system that does not answer.")
+    if not entry.is_ours:
+        return MountpointUnusable(
+            f"{mountpoint} holds a mount of another program (type {entry.filesystem}) that does not answer."
+        )
+    return StoreInUse(
+        f"{mountpoint} already has the store {entry.source} mounted on it, and {owner.why_silent(entry)}."
+    )
 
 
 def _helper_installed() -> bool:
@@ -95,8 +116,7 @@ def _helper_installed() -> bool:
     return shutil.which(_HELPER, path=places) is not None
 
 
-def _refuse_live_mount(mountpoint: str, real_store: str) -> None:
-    entry = mounts.find(mountpoint)
+def _refuse_live_mount(mountpoint: str, entry: mounts.MountEntry | None, real_store: str) -> None:
     if entry is None or not entry.is_ours:
         return  # an empty directory of some other file system is as good as any
     if entry.source != real_store:
@@ -125,7 +145,7 @@ def _refuse_overlap(real: str, real_store: str) -> None:
 def _check_directory(mountpoint: str, real: str) -> None:
     if not os.path.isdir(real):
         raise MountpointUnusable(f"{mountpoint} is not a directory. Mount on an empty or a new directory.")
-    entry = mounts.find(real)
+    entry = mounts.on(real)
     if entry is not None and entry.is_automount:
         _check_automount(mountpoint)
     elif not _is_empty(mountpoint, real):

@@ -1,13 +1,16 @@
 """What is mounted where, who uses it, and how to unmount it."""
 
+import enum
 import errno
 import glob
 import os
 import re
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 
-from pixstorefs.daemon import linux
+from pixstorefs.daemon import asking, linux
+from pixstorefs.errors import MountpointUnusable
 
 SUBTYPE = "pixstorefs"
 FILESYSTEM_TYPE = f"fuse.{SUBTYPE}"
@@ -42,31 +45,78 @@ def mounted() -> list[MountEntry]:
         return [_parse(line) for line in lines]
 
 
+def on(mountpoint: str) -> MountEntry | None:
+    """The topmost mount on a real path. Touches no file system."""
+    return {entry.mountpoint: entry for entry in mounted()}.get(mountpoint)
+
+
 def find(path: str) -> MountEntry | None:
-    """The topmost mount on `path` itself, without touching `path` where that can be avoided.
+    """The topmost mount on `path`, without touching what is mounted there if that can be avoided.
 
     A dead mount answers every access with an error and a hung one does not answer at all, so links
     are resolved in the parent first and the last component only if nothing was found.
+    Raises MountpointUnusable if links cannot be resolved because a file system does not answer.
     """
     absolute = os.path.abspath(path)
     parent, name = os.path.split(absolute)
     entries = {entry.mountpoint: entry for entry in mounted()}
-    for candidate in (absolute, os.path.join(os.path.realpath(parent), name)):
-        if candidate in entries:
-            return entries[candidate]
-    return entries.get(os.path.realpath(absolute))
+    if absolute in entries:
+        return entries[absolute]
+    beside = os.path.join(real_path(parent), name)
+    return entries.get(beside) or entries.get(real_path(absolute))
 
 
-def is_dead(mountpoint: str) -> bool:
-    """Whether the process behind this FUSE mount is gone ("Transport endpoint is not connected").
+def real_path(absolute: str) -> str:
+    """realpath(3) with a deadline. Raises MountpointUnusable if a file system on the way does not answer."""
+    answers = asking.ask({absolute: partial(os.path.realpath, absolute)})
+    if absolute not in answers:
+        raise MountpointUnusable(f"{absolute} lies on a file system that does not answer.")
+    path = answers[absolute]
+    assert isinstance(path, str)
+    return path
 
-    Asked by statvfs: the kernel never answers that from its caches, as it does stat even for the dead.
+
+class State(enum.Enum):
+    """How a mount is."""
+
+    ANSWERS = enum.auto()
+    DEAD = enum.auto()  # the process behind it is gone: "Transport endpoint is not connected"
+    SILENT = enum.auto()  # the process behind it is stopped or hangs
+
+
+def state(mountpoint: str) -> State:
+    """How the mount on an absolute path is. Waits for `asking.ANSWER_DEADLINE_S` and no longer."""
+    return state_of(asking.ask({mountpoint: partial(room, mountpoint)}).get(mountpoint))
+
+
+def room(path: str) -> tuple[int, int | None]:
+    """(errno, free bytes) of a file system, as statvfs(3) has them: a question for `asking`.
+
+    statvfs, because the kernel never answers that from its caches, as it does stat even for the dead.
+    To whom a FUSE mount is closed the kernel says that it has no blocks at all: then nobody knows.
     """
     try:
-        os.statvfs(mountpoint)
+        disk = os.statvfs(path)
     except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        return error.errno or errno.EIO, None
+    return 0, disk.f_bavail * disk.f_frsize if disk.f_blocks else None
+
+
+def state_of(answer: tuple[int, int | None] | None) -> State:
+    """What an answer to `room` says of a mount; None is no answer."""
+    if answer is None:
+        return State.SILENT
+    return State.DEAD if answer[0] in (errno.ENOTCONN, errno.ECONNABORTED) else State.ANSWERS
+
+
+def detach_silent(mountpoint: str) -> None:
+    """Unmount lazily what does not answer. Raises OSError if it is still mounted after `ANSWER_DEADLINE_S`.
+
+    From a child process, because the kernel may want to hand over what it caches, and wait for that.
+    """
+    asking.ask({mountpoint: partial(unmount, mountpoint, lazy=True)})
+    if on(mountpoint) is not None:
+        raise OSError(errno.EBUSY, "the kernel does not detach it", mountpoint)
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:

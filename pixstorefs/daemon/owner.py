@@ -3,7 +3,16 @@
 import json
 import os
 import select
+import stat
 from dataclasses import dataclass
+from functools import partial
+
+from pixstorefs.daemon import asking, mounts
+
+# What we write there is shorter than a path can be; whatever is longer is not ours.
+_NOTE_LIMIT_BYTES = 64 << 10
+# PID_MAX_LIMIT of Linux, proc_sys_kernel(5)
+_PID_LIMIT = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +31,54 @@ def read(store_path: str) -> Owner | None:
     could refuse somebody else's mount. Callers know from the mount itself that its owner lives.
     """
     try:
-        with open(os.path.join(store_path, "lock"), encoding="utf-8") as file:
-            record = json.load(file)
-            since_s = os.fstat(file.fileno()).st_mtime
-        return Owner(pid=int(record["pid"]), mountpoint=record.get("mountpoint"), since_s=since_s)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        note, since_s = _note(os.path.join(store_path, "lock"))
+        record = json.loads(note)
+        pid, mountpoint = int(record["pid"]), record["mountpoint"]
+    # A lock file may hold anything: RecursionError is for deep nesting, OverflowError for Infinity.
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
+    if not 0 < pid <= _PID_LIMIT or not isinstance(mountpoint, str | None):
+        return None
+    return Owner(pid, mountpoint, since_s)
+
+
+def _note(path: str) -> tuple[bytes, float]:
+    """What a lock file says, and since when. Anything but a file is ValueError; a pipe is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not a file")
+        return os.read(descriptor, _NOTE_LIMIT_BYTES), status.st_mtime
+    finally:
+        os.close(descriptor)
+
+
+def facts(store_path: str) -> tuple[int, str | None, float] | None:
+    """`read`, as a question for `asking`: the store may lie on a file system that does not answer."""
+    owner = read(store_path)
+    return (owner.pid, owner.mountpoint, owner.since_s) if owner else None
+
+
+def why_silent(entry: mounts.MountEntry) -> str:
+    """Why a mount of ours does not answer, and what helps: the end of a sentence."""
+    answer = asking.ask({entry.source: partial(facts, entry.source)}).get(entry.source)
+    owner = Owner(*answer) if answer else None
+    if owner is None or owner.mountpoint != entry.mountpoint:
+        return "it does not answer"
+    if is_stopped(owner.pid):
+        return f"process {owner.pid}, which serves it, is stopped: kill -CONT {owner.pid} lets it go on"
+    return f"process {owner.pid}, which serves it, does not answer"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal or a debugger, proc_pid_stat(5). False if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            # Its name, in parentheses, may hold any character.
+            return file.read().rpartition(") ")[2][:1] in ("T", "t")
+    except OSError:
+        return False
 
 
 class Watch:

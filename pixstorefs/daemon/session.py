@@ -74,7 +74,7 @@ def start(operations: pyfuse3.Operations, mountpoint: str, chosen: set[str]) -> 
 
 def raise_read_ahead(mountpoint: str) -> None:
     """Let the kernel ask for a megabyte ahead, instead of the 128 KiB it starts with. Only root may."""
-    entry = mounts.find(mountpoint)
+    entry = mounts.on(mountpoint)
     if entry is None:
         return
     try:
@@ -98,7 +98,7 @@ def write_back(mountpoint: str) -> None:
 
 
 def _drain(mountpoint: str) -> None:
-    entry = mounts.find(mountpoint)
+    entry = mounts.on(mountpoint)
     counter = f"/sys/fs/fuse/connections/{entry.device.partition(':')[2]}/waiting" if entry else ""
     deadline = time.monotonic() + _DRAIN_TIMEOUT_S
     while time.monotonic() < deadline:

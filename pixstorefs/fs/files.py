@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from pixstorefs.errors import CorruptImage
 from pixstorefs.fs.attributes import clear_set_id
+from pixstorefs.fs.direct_io import DirectHandles
 from pixstorefs.fs.open_image import OpenImage, PendingName, ReadBuffer
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.objects.layout import Content
@@ -34,6 +35,7 @@ class Files:
         self._images: dict[int, OpenImage] = {}
         self._handles: dict[int, OpenImage] = {}
         self._next_handle = 1
+        self._direct = DirectHandles()
         # Inodes without a name that the kernel still knows, for stat(2) through what is open.
         self._gone: dict[int, Inode] = {}
         # Their extended attributes, which the index drops with the last name.
@@ -131,6 +133,7 @@ class Files:
 
     def forget(self, ino: int) -> None:
         """The kernel has let go of an inode."""
+        self._direct.forget(ino)
         if ino not in self._images:
             self._drop_gone(ino)
 
@@ -146,6 +149,12 @@ class Files:
         image = OpenImage(self._store, self._buffer, inode, pending)
         self._images[inode.ino] = image
         return self._new_handle(image), image
+
+    def may_keep_pages(self, ino: int, handle: int, flags: int) -> bool:
+        """Whether the kernel may keep the pages it has of a file, for a handle opened with these flags."""
+        if flags & os.O_DIRECT and flags & os.O_ACCMODE != os.O_RDONLY:
+            self._direct.note_open(ino, handle)
+        return self._direct.may_keep_pages(ino)
 
     def open(self, ino: int, flags: int, *, keeps_set_id: bool = True) -> int:
         """A handle of an existing file. O_TRUNC starts an empty draft; the saved image stays until the save.
@@ -193,6 +202,7 @@ class Files:
         A draft that is still there then (its save failed) is given up, with a line in the log.
         """
         image = self._handles.pop(handle)
+        self._direct.note_release(image.inode.ino, handle)
         image.handles -= 1
         if image.handles:
             return None

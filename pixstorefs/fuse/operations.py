@@ -282,7 +282,8 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask)
         self._turns.when_idle(image.prepare)
-        return FileInfo(fh=handle, keep_cache=True), self._answers.entry(image.inode)
+        keep = self._files.may_keep_pages(image.inode.ino, handle, flags)
+        return FileInfo(fh=handle, keep_cache=keep), self._answers.entry(image.inode)
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
@@ -293,7 +294,7 @@ class Operations(pyfuse3.Operations):
         handle = self._files.open(inode, flags, keeps_set_id=ctx.uid == 0)
         if flags & os.O_TRUNC:
             self._turns.when_idle(self._files.of_handle(handle).prepare)
-        return FileInfo(fh=handle, keep_cache=True)
+        return FileInfo(fh=handle, keep_cache=self._files.may_keep_pages(inode, handle, flags))
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
