@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 
-from pixstorefs.disk.folder import Folder
+from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.errors import StoreInUse, StoreNotWritable
 
 LOCK_FILE = "lock"
@@ -73,14 +73,14 @@ class Ownership:
 
 
 def own(store: Folder | str, mountpoint: str | None, *, read_only: bool) -> Ownership | None:
-    """Take the lock of a store; None where it is only read and cannot be written.
+    """Take the lock of a store; None where it is only read, and cannot be written or has no lock file.
 
     Tried, not asked of access(2): a disk that its file system made read-only after an error may still say
     that it can be written. Raises as `Ownership` does.
     """
     try:
         return Ownership(store, mountpoint)
-    except StoreNotWritable:
+    except (StoreNotWritable, OddFile):
         if not read_only:
             raise
         return None

@@ -69,7 +69,7 @@ class Moment:
 
     def has_passed(self, index_path: str) -> bool:
         """Whether the index may be another by now."""
-        now = _moment(index_path)
+        now = _moment_of(index_path)
         young = self.log is not None and self.looked_at_ns - self.log.mtime_ns < _TIMESTAMP_NS
         return young or not self.has_same_base(now) or self.log != now.log
 
@@ -77,18 +77,20 @@ class Moment:
 def capture(index_path: str, target: str) -> Moment:
     """Copy database and log of an index that others may be using to the new files `target` and `target`-wal.
 
-    Not synced. Raises CorruptStore (there is no index), StoreInUse, OSError; no file stays then.
+    Not synced. Raises CorruptStore (there is no index, or something that is no file), StoreInUse, OSError; no
+    file stays then.
     """
     with contextlib.ExitStack() as undo:
         undo.callback(_remove, target)
+        name = os.path.basename(index_path)
         with (
             contextlib.closing(Folder.at(os.path.dirname(index_path))) as folder,
             held(folder, LOG_HOLD_FILE),
         ):
             for _ in range(_ROUNDS):
-                before = _moment(index_path)
-                _copy_both(index_path, target)
-                after = _moment(index_path)
+                before = _moment(folder, name)
+                _copy_both(folder, name, target)
+                after = _moment(folder, name)
                 if before.has_same_base(after):
                     undo.pop_all()
                     return before
@@ -142,17 +144,17 @@ def _no_room(index_path: str) -> NoSpace:
 
 
 def _size_bytes(index_path: str) -> int:
-    return _moment(index_path).size_bytes
+    return _moment_of(index_path).size_bytes
 
 
-def _copy_both(index_path: str, target: str) -> None:
-    _copy(index_path, target, lambda fd: os.fstat(fd).st_size)
+def _copy_both(folder: Folder, name: str, target: str) -> None:
+    _copy(folder, name, target, lambda fd: os.fstat(fd).st_size)
     with contextlib.suppress(FileNotFoundError):
-        _copy(index_path + _LOG_SUFFIX, target + _LOG_SUFFIX, _written_bytes)
+        _copy(folder, name + _LOG_SUFFIX, target + _LOG_SUFFIX, _written_bytes)
 
 
-def _copy(path: str, target: str, length_bytes: Callable[[int], int]) -> None:
-    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _copy(folder: Folder, name: str, target: str, length_bytes: Callable[[int], int]) -> None:
+    source, _ = folder.open_file(name)
     try:
         copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
@@ -184,20 +186,24 @@ def _remove(target: str) -> None:
             os.unlink(target + suffix)
 
 
-def _moment(index_path: str) -> Moment:
-    database = _file_state(index_path)
+def _moment_of(index_path: str) -> Moment:
+    with contextlib.closing(Folder.at(os.path.dirname(index_path))) as folder:
+        return _moment(folder, os.path.basename(index_path))
+
+
+def _moment(folder: Folder, name: str) -> Moment:
+    database = _file_state(folder, name)
     if database is None:
-        raise index_is_missing(index_path)
+        raise index_is_missing(os.path.join(folder.path, name))
     header = b""
-    with contextlib.suppress(FileNotFoundError), open(index_path + _LOG_SUFFIX, "rb") as log:
-        header = log.read(_LOG_HEADER_BYTES)
-    return Moment(database, _file_state(index_path + _LOG_SUFFIX), header, time.time_ns())
+    with contextlib.suppress(FileNotFoundError):
+        header = folder.read(name + _LOG_SUFFIX, _LOG_HEADER_BYTES)
+    return Moment(database, _file_state(folder, name + _LOG_SUFFIX), header, time.time_ns())
 
 
-def _file_state(path: str) -> _FileState | None:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
+def _file_state(folder: Folder, name: str) -> _FileState | None:
+    status = folder.file_status(name)
+    if status is None:
         return None
     return _FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 

@@ -22,7 +22,7 @@ import stat
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import apsw
@@ -354,6 +354,9 @@ def _require_pages(path: str, name: str) -> None:
         raise CorruptStore(f"{name} is no file: the store has lost its index. {_ADVICE}")
     if status.st_size < _PAGE_SIZE_BYTES:
         raise CorruptStore(f"{name} is damaged: it has {status.st_size} bytes. {_ADVICE}")
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path + "-wal").st_mode):
+            raise CorruptStore(f"{name}-wal is no file: the index has lost its log. {_ADVICE}")
 
 
 def index_is_missing(path: str) -> CorruptStore:
@@ -387,6 +390,7 @@ def _translation(path: str, error: apsw.Error) -> PixstoreError:
 def log_size_bytes(path: str) -> int:
     """Length of the write-ahead log of the index at `path`, 0 where there is none."""
     try:
-        return os.stat(path + "-wal").st_size
+        status = os.lstat(path + "-wal")
     except FileNotFoundError:
         return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0

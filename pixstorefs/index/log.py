@@ -7,10 +7,12 @@ anew: its frames carry the two salts of the log's header. Layout: https://sqlite
 """
 
 import os
-import stat
 import struct
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
+
+from pixstorefs.disk.folder import Folder, OddFile
 
 _HEADER_SIZE_BYTES = 32
 _FRAME_HEADER = struct.Struct(">II8s")
@@ -83,15 +85,13 @@ def _is_whole(header: bytes) -> bool:
 
 
 def newest_run(path: str) -> Run:
-    """The newest run of the log at `path`, without frames where there is no log. Raises OSError."""
+    """The newest run of the log at `path`, without frames where there is no such file. Raises OSError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+        with closing(Folder.at(os.path.dirname(path))) as folder:
+            fd, status = folder.open_file(os.path.basename(path))
+    except (FileNotFoundError, OddFile):
         return Run(b"", ())
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            return Run(b"", ())
         headers = _frame_headers(fd, status.st_size)
         salts = _newest_salts(salts_in(fd), [salts for _, salts in headers])
     finally:

@@ -12,10 +12,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import IO, Any
 
 import apsw
 
+from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import CorruptStore
 from pixstorefs.index.database import connect, uri
 from pixstorefs.index.log import Run, newest_run
@@ -260,22 +261,26 @@ def _blank_pages(work: str) -> set[int]:
 def _copy(source: str, target: str) -> None:
     """Copy a file as far as the disk can read it, zeros for what it cannot, without the hole at its end.
 
-    Raises OSError.
+    Empty where there is no such file. Raises OSError.
     """
     _remove(target)
-    try:
-        source_fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        open(target, "xb", opener=_private).close()
-        return
-    with open(source_fd, "rb", buffering=0), open(target, "xb", opener=_private) as file:
-        if not stat.S_ISREG(os.fstat(source_fd).st_mode):
+    with open(target, "xb", opener=_private) as file:
+        if not _size_bytes(source):
             return
-        for start, end in _written_ranges(source_fd):
-            first = start // PAGE_SIZE_BYTES * PAGE_SIZE_BYTES
-            file.seek(first)
-            for offset in range(first, end, PAGE_SIZE_BYTES):
-                file.write(_read_page(source_fd, offset))
+        with closing(Folder.at(os.path.dirname(source))) as folder:
+            source_fd, _ = folder.open_file(os.path.basename(source))
+        try:
+            _copy_written(source_fd, file)
+        finally:
+            os.close(source_fd)
+
+
+def _copy_written(source_fd: int, file: IO[bytes]) -> None:
+    for start, end in _written_ranges(source_fd):
+        first = start // PAGE_SIZE_BYTES * PAGE_SIZE_BYTES
+        file.seek(first)
+        for offset in range(first, end, PAGE_SIZE_BYTES):
+            file.write(_read_page(source_fd, offset))
 
 
 def _written_ranges(fd: int) -> Iterator[tuple[int, int]]:
