@@ -254,7 +254,7 @@ class Folder:
             what = _KINDS.get(stat.S_IFMT(status.st_mode), "of an unknown kind") + f" and no {wanted}"
         return OddFile(
             f"{place} is {what}. pixstorefs follows no links inside a store, and nothing was changed. Put "
-            "the right one back, or remove this one"
+            "the right one back, or remove it"
         )
 
     def _place(self, name: str) -> str:
