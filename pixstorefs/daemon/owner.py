@@ -1,9 +1,12 @@
 """The process that has a store mounted: who it is, and waiting for its end."""
 
-import json
 import os
 import select
+from contextlib import closing
 from dataclasses import dataclass
+
+from pixstorefs.disk.folder import Folder, OddFile
+from pixstorefs.disk.lock_file import owner_of, read_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,12 @@ def read(store_path: str) -> Owner | None:
     could refuse somebody else's mount. Callers know from the mount itself that its owner lives.
     """
     try:
-        with open(os.path.join(store_path, "lock"), encoding="utf-8") as file:
-            record = json.load(file)
-            since_s = os.fstat(file.fileno()).st_mtime
-        return Owner(pid=int(record["pid"]), mountpoint=record.get("mountpoint"), since_s=since_s)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        with closing(Folder.at(store_path)) as store:
+            note, since_s = read_note(store)
+    except (OSError, OddFile):
         return None
+    owner = owner_of(note)
+    return Owner(*owner, since_s) if owner else None
 
 
 class Watch:
