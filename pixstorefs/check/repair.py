@@ -26,7 +26,7 @@ from pixstorefs.keys.secrets import Secret
 from pixstorefs.objects.directory import OBJECTS_FOLDER, ObjectDirectory
 from pixstorefs.objects.reader import reader_of
 from pixstorefs.records import Entry, Version
-from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header
+from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header, require_log
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.store import Store
 
@@ -39,8 +39,9 @@ def prepare(path: str, secret: Secret) -> list[str]:
     _, key = unlock(path, header, secret)
     ownership = Ownership(path, None)
     try:
+        require_log(ownership.folder)
         _require_folders(ownership.folder)
-        done = _restore_if_damaged(path, key, header.store_id)
+        done = _restore_if_damaged(path, key, header.store_id, ownership.folder)
         with closing(Index(os.path.join(path, INDEX_FILE), key, header.store_id)) as index:
             if invariants.numbers_are_unused(index):
                 with index.transaction():
@@ -66,14 +67,18 @@ def _require_folders(store: Folder) -> None:
             store.folder(name).close()
 
 
-def _restore_if_damaged(path: str, key: bytes, store_id: bytes) -> list[str]:
+def _restore_if_damaged(path: str, key: bytes, store_id: bytes, store: Folder) -> list[str]:
     """An index with a page that cannot be read is replaced, before anything is written to it."""
     try:
         with closing(Index(os.path.join(path, INDEX_FILE), key, store_id)) as index:
             damaged = bool(invariants.integrity_problems(index))
     except CorruptStore:
         damaged = True
-    return restore_index(path, key, store_id).lines() if damaged else []
+    if not damaged:
+        return []
+    # What has no object on the disk is lost to a restored index, so they have to be there.
+    ObjectDirectory(store, store_id).require_folders(0, any_known=True)
+    return restore_index(path, key, store_id).lines()
 
 
 class Repair:

@@ -17,7 +17,7 @@ from pixstorefs.index.rows import Index
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.store.copies import damaged_copies
-from pixstorefs.store.header import INDEX_FILE, read_header
+from pixstorefs.store.header import INDEX_FILE, read_header, require_log
 from pixstorefs.store.opening import unlock
 
 
@@ -29,17 +29,18 @@ class StoreView:
         self.path = path
         header = read_header(path)
         self.folder = Folder.at(path)
+        require_log(self.folder)
         self.header = header.raw
         self.slots, key = unlock(path, header, secret)
         self.store_id = header.store_id
         self.objects = ObjectDirectory(self.folder, header.store_id)
         self.index_key = key
         self._copy: str | None = None
-        index_path = os.path.join(path, INDEX_FILE)
+        index_path = os.path.join(self.folder.reachable_path() or path, INDEX_FILE)
         self.is_writable = writable = self._tried_to_write()
         try:
             if not writable and log_size_bytes(index_path):
-                index_path = self._copied(index_path)
+                index_path = self._copied()
                 writable = True
             self._writable_index = writable
             self.index = Index(
@@ -108,11 +109,13 @@ class StoreView:
             return False
         return os.access(self.path, os.W_OK)
 
-    def _copied(self, index_path: str) -> str:
+    def _copied(self) -> str:
         """SQLite reads a log only where it may write beside it: on read-only media a copy, as encrypted."""
         self._copy = tempfile.mkdtemp(prefix="pixstorefs-check-")
         for suffix in ("", "-wal"):
-            shutil.copyfile(index_path + suffix, os.path.join(self._copy, INDEX_FILE + suffix))
+            fd, _ = self.folder.open_file(INDEX_FILE + suffix)
+            with open(fd, "rb") as source, open(os.path.join(self._copy, INDEX_FILE + suffix), "wb") as copy:
+                shutil.copyfileobj(source, copy)
         return os.path.join(self._copy, INDEX_FILE)
 
     def _remove_copy(self) -> None:

@@ -37,6 +37,8 @@ FILES = {
     "journal.new": OK,
     "snapshot.json": OK,
     "snapshot.json.new": OK,
+    "index.db-wal": DAMAGED,
+    "index.db-shm": DAMAGED,
     "objects/0/OBJECT": OK,
     "objects/object.new": OK,
 }
@@ -48,7 +50,17 @@ FOLDERS = {
     "lost+found/objects": OK,
 }
 # Written in place, or under a name that another process may have given to something else before.
-WRITTEN = ("lock", "hold", "reserve", "journal", "journal.new", "keys.json.new", "snapshot.json.new")
+WRITTEN = (
+    "index.db-wal",
+    "index.db-shm",
+    "lock",
+    "hold",
+    "reserve",
+    "journal",
+    "journal.new",
+    "keys.json.new",
+    "snapshot.json.new",
+)
 
 
 def _link(place: Path, canary: Path, *, folder: bool) -> None:

@@ -206,6 +206,21 @@ def test_a_reserve_that_is_none(filled: Place, put: Callable[[Path], None]) -> N
         assert set(tree(store)) == {"0", "2", "new"}
 
 
+def test_no_index_is_restored_without_the_objects(filled: Place) -> None:
+    """A damaged index stays as it is while the folder of objects is missing: its disk may come back."""
+    (filled.path / "index.db").write_bytes(b"damaged" * 4096)
+    objects = filled.path / "objects"
+    objects.rename(filled.path.parent / "elsewhere")
+    before = digests(filled.path)
+    with pytest.raises(CorruptStore, match="not mounted"):
+        prepare(str(filled.path), secret_from_keyfile(filled.keyfile))
+    assert digests(filled.path) == before
+    (filled.path.parent / "elsewhere").rename(objects)
+    prepare(str(filled.path), secret_from_keyfile(filled.keyfile))
+    with closing(filled.open_store()) as store:
+        assert set(tree(store)) == {"0", "1", "2"}
+
+
 def test_an_empty_store_without_its_folder(place: Place) -> None:
     """One that knows no object gets the folder made anew; one that knows some is refused."""
     place.open().close()
