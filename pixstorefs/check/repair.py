@@ -27,7 +27,7 @@ from pixstorefs.objects.directory import OBJECTS_FOLDER, ObjectDirectory
 from pixstorefs.objects.reader import reader_of
 from pixstorefs.records import Entry, Version
 from pixstorefs.store.aside import set_objects_aside
-from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header
+from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header, require_log
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.proof import prove, witnesses
 from pixstorefs.store.store import Store
@@ -42,7 +42,7 @@ def prepare(path: str, secret: Secret) -> list[str]:
     ownership = Ownership(path, None)
     try:
         _require_folders(ownership.folder)
-        done = _restore_if_damaged(path, key, header.store_id)
+        done = _restore_if_damaged(path, key, header.store_id, ownership.folder)
         with closing(Index(os.path.join(path, INDEX_FILE), key, header.store_id)) as index:
             if invariants.numbers_are_unused(index):
                 with index.transaction():
@@ -68,13 +68,13 @@ def _require_folders(store: Folder) -> None:
             store.folder(name).close()
 
 
-def _restore_if_damaged(path: str, key: bytes, store_id: bytes) -> list[str]:
+def _restore_if_damaged(path: str, key: bytes, store_id: bytes, store: Folder) -> list[str]:
     """Replace an index that cannot be read, or is not the newest one, before anything is written to it."""
     index_path = os.path.join(path, INDEX_FILE)
-    with closing(Folder.at(path)) as store:
-        found = witnesses(store, index_path, key, store_id)
+    found = witnesses(store, index_path, key, store_id)
     doubt = None
     try:
+        require_log(store)
         with closing(Index(index_path, key, store_id)) as index:
             doubt = prove(index, found).doubt
             damaged = doubt is not None or bool(invariants.integrity_problems(index))
@@ -82,6 +82,8 @@ def _restore_if_damaged(path: str, key: bytes, store_id: bytes) -> list[str]:
         damaged = True
     if not damaged:
         return []
+    # What has no object on the disk is lost to a restored index, so they have to be there.
+    ObjectDirectory(store, store_id).require_folders(0, any_known=True)
     reasons = [f"the index was older than its images: {doubt}"] if doubt else []
     return reasons + restore_index(path, key, store_id).lines()
 

@@ -1,18 +1,14 @@
 """The process that has a store mounted: who it is, and waiting for its end."""
 
-import json
 import os
 import select
-import stat
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 from pixstorefs.daemon import asking, mounts
-
-# What we write there is shorter than a path can be; whatever is longer is not ours.
-_NOTE_LIMIT_BYTES = 64 << 10
-# PID_MAX_LIMIT of Linux, proc_sys_kernel(5)
-_PID_LIMIT = 1 << 22
+from pixstorefs.disk.folder import Folder, OddFile
+from pixstorefs.disk.lock_file import owner_of, read_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +27,12 @@ def read(store_path: str) -> Owner | None:
     could refuse somebody else's mount. Callers know from the mount itself that its owner lives.
     """
     try:
-        note, since_s = _note(os.path.join(store_path, "lock"))
-        record = json.loads(note)
-        pid, mountpoint = int(record["pid"]), record["mountpoint"]
-    # A lock file may hold anything: RecursionError is for deep nesting, OverflowError for Infinity.
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        with closing(Folder.at(store_path)) as store:
+            note, since_s = read_note(store)
+    except (OSError, OddFile):
         return None
-    if not 0 < pid <= _PID_LIMIT or not isinstance(mountpoint, str | None):
-        return None
-    return Owner(pid, mountpoint, since_s)
-
-
-def _note(path: str) -> tuple[bytes, float]:
-    """What a lock file says, and since when. Anything but a file is ValueError; a pipe is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is not a file")
-        return os.read(descriptor, _NOTE_LIMIT_BYTES), status.st_mtime
-    finally:
-        os.close(descriptor)
+    owner = owner_of(note)
+    return Owner(*owner, since_s) if owner else None
 
 
 def facts(store_path: str) -> tuple[int, str | None, float] | None:

@@ -87,12 +87,12 @@ def copy_content(source: int, target: int, size_bytes: int) -> None:
         size_bytes -= len(chunk)
 
 
-def write_durably(path: str, content: bytes, *, temporary: str | None = None) -> None:
+def write_durably(path: str, content: bytes) -> None:
     """Replace a small file so that a crash leaves the old or the new content, never a part.
 
-    Temporary file (`<path>.new` unless told otherwise), fsync, rename, fsync of the directory. Mode 0600.
+    Temporary file (`<path>.new`), fsync, rename, fsync of the directory. Mode 0600.
     """
-    temporary = temporary or path + ".new"
+    temporary = path + ".new"
     with removed_on_error(temporary):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import functools
 import os
+import shlex
 import stat
 import struct
 
@@ -119,14 +120,36 @@ class Folder:
         A second name of it may lie anywhere. The owner of the folder counts as we do, if root opens a store.
         """
         fd, status = self.open_file(name, flags)
-        if status.st_nlink > 1 or status.st_uid not in (os.geteuid(), os.fstat(self.fd).st_uid):
+        try:
+            self._refuse_foreign(name, status)
+        except BaseException:
             os.close(fd)
-            why = "has another name elsewhere" if status.st_nlink > 1 else "belongs to another user"
-            raise OddFile(
-                f"{self._place(name)} {why}, and writing to it would change what is not the store's. Nothing "
-                "was changed. Remove it: it holds no image, and is made anew"
-            )
+            raise
         return fd
+
+    def require_own(self, name: str) -> None:
+        """Refuse what `open_own` would, if there is anything, without opening it.
+
+        For files of SQLite: closing a second descriptor of one takes its locks away (fcntl(2)).
+        """
+        status = self.status(name)
+        if status is not None:
+            if not stat.S_ISREG(status.st_mode):
+                raise self._odd(name, "file", status)
+            self._refuse_foreign(name, status)
+
+    def _refuse_foreign(self, name: str, status: os.stat_result) -> None:
+        if status.st_nlink > 1:
+            why = "has another name elsewhere"
+        elif status.st_uid not in (os.geteuid(), os.fstat(self.fd).st_uid):
+            why = "belongs to another user"
+        else:
+            return
+        place = shlex.quote(self._place(name))
+        raise OddFile(
+            f"{self._place(name)} {why}, and writing to it would change what is not the store's. Nothing was "
+            f"changed. Make it a file of its own: cp {place} {place}.own && mv {place}.own {place}"
+        )
 
     def create(self, name: str) -> int:
         """A new, empty file; its descriptor, for reading and writing. Raises FileExistsError."""

@@ -12,6 +12,8 @@ from pixstorefs.errors import StoreInUse, StoreNotWritable
 LOCK_FILE = "lock"
 # What we write there is shorter than a path can be.
 _LIMIT_BYTES = 64 << 10
+# PID_MAX_LIMIT of Linux, proc_sys_kernel(5).
+_PID_LIMIT = 1 << 22
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -86,13 +88,33 @@ def own(store: Folder | str, mountpoint: str | None, *, read_only: bool) -> Owne
         return None
 
 
-def _who(store_path: str, owner: bytes) -> str:
+def read_note(store: Folder) -> tuple[bytes, float]:
+    """What the lock file says, and since when, in seconds of time(2). Raises OSError, OddFile."""
+    fd, status = store.open_file(LOCK_FILE)
     try:
-        fields = json.loads(owner)
-        pid, mountpoint = int(fields["pid"]), fields["mountpoint"]
-    # The file may hold anything: RecursionError is for deep nesting, OverflowError for Infinity.
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return os.read(fd, _LIMIT_BYTES), status.st_mtime
+    finally:
+        os.close(fd)
+
+
+def owner_of(note: bytes) -> tuple[int, str | None] | None:
+    """The pid and the mountpoint that a lock file tells, None if it tells neither, or something else."""
+    try:
+        fields = json.loads(note)
+        pid, mountpoint = fields["pid"], fields["mountpoint"]
+    # The file may hold anything: RecursionError is for deep nesting.
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if type(pid) is not int or not 0 < pid <= _PID_LIMIT or not isinstance(mountpoint, str | None):
+        return None
+    return pid, mountpoint
+
+
+def _who(store_path: str, note: bytes) -> str:
+    owner = owner_of(note)
+    if owner is None:
         return f"the store {store_path} is in use by another process"
+    pid, mountpoint = owner
     if mountpoint:
         return (
             f"the store {store_path} is already mounted at {mountpoint} by process {pid}. "

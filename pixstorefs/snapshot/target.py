@@ -23,7 +23,7 @@ from pixstorefs.objects.directory import OBJECTS_FOLDER, OBJECTS_PER_FOLDER, Obj
 from pixstorefs.objects.layout import LAST_VERSION_ID
 from pixstorefs.objects.transfer import copy_file
 from pixstorefs.store.barrier_record import remove_record
-from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, put_back
+from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOG_SUFFIXES, put_back
 from pixstorefs.store.numbers import BLOCK
 from pixstorefs.store.snapshot_record import RECORD_FILE, SnapshotRecord, read_record, write_record
 
@@ -31,7 +31,6 @@ from pixstorefs.store.snapshot_record import RECORD_FILE, SnapshotRecord, read_r
 _GAP = 64 * BLOCK
 # A check that copies the index of the snapshot in place.
 _READER_WAIT_S = 60.0
-_LOG_SUFFIXES = ("-wal", "-shm")
 _NEW_INDEX = INDEX_FILE + ".new"
 _NEW_COPY = "index.new"
 # What a first run that got nowhere leaves.
@@ -69,7 +68,7 @@ class Target:
         It is as a clean close leaves it: nothing displaced, nothing retired, everything durable.
         """
         key, store_id = self._source.index_key, self._source.store_id
-        for suffix in ("", *_LOG_SUFFIXES):
+        for suffix in ("", *LOG_SUFFIXES):
             self.folder.unlink_if_there(_NEW_INDEX + suffix)
         self._require_here()
         self._source.copy_index(self._new_path)
@@ -176,14 +175,13 @@ class Target:
         """SQLite opens files by path: refuse if that leads elsewhere by now, or they are none."""
         if self.folder.reachable_path() != self.path:
             raise SnapshotFailed(f"{self.path} was moved while the snapshot was taken: start again")
-        for name in (INDEX_FILE, *(INDEX_FILE + suffix for suffix in _LOG_SUFFIXES)):
-            with suppress(FileNotFoundError):
-                os.close(self.folder.open_file(name)[0])
+        for suffix in ("", *LOG_SUFFIXES):
+            self.folder.require_own(INDEX_FILE + suffix)
 
     # Putting it in place
 
     def _remove_logs(self, index_name: str) -> None:
-        for suffix in _LOG_SUFFIXES:
+        for suffix in LOG_SUFFIXES:
             self.folder.unlink_if_there(index_name + suffix)
         self.folder.sync()
 

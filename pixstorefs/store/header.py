@@ -26,6 +26,8 @@ FORMAT = 1
 HEADER_FILE = "store.json"
 KEYS_FILE = "keys.json"
 INDEX_FILE = "index.db"
+# What SQLite keeps beside it: its log, and what connections share.
+LOG_SUFFIXES = ("-wal", "-shm")
 INDEX_PURPOSE = "index"
 COPIES_FOLDER = "copies"
 # Of the index, in that folder.
@@ -86,6 +88,12 @@ def differing_copies(store: Folder | str) -> list[str]:
             for name in (HEADER_FILE, KEYS_FILE)
             if len({_raw(folder, place) for place in _places(name)}) > 1
         ]
+
+
+def require_log(folder: Folder) -> None:
+    """Refuse a log of the index that SQLite would write somewhere else. Raises OddFile."""
+    for suffix in LOG_SUFFIXES:
+        folder.require_own(INDEX_FILE + suffix)
 
 
 def put_back(store: Folder | str, header: bytes, slots: bytes) -> list[str]:
