@@ -1,11 +1,13 @@
 """Files on the disk: written whole, or durably, or not at all; read before somebody waits for them."""
 
+import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# The disk, or the part of it that somebody may use.
+_libc = ctypes.CDLL(None, use_errno=True)
+# The disk is full, or the part of it that somebody may use.
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 # The file systems cannot do it between them (copy_file_range(2)).
 _NO_RANGES = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
@@ -20,6 +22,17 @@ def sync_directory(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file_system(path: str) -> None:
+    """syncfs(2), which os lacks; since Linux 5.8 it reports write errors of the whole file system."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), path)
     finally:
         os.close(fd)
 
@@ -64,7 +77,7 @@ def write_fully(fd: int, data: memoryview, make_room: Callable[[], None]) -> Non
         try:
             data = data[os.write(fd, data) :]
         except OSError as error:
-            if error.errno != errno.ENOSPC or asked:
+            if error.errno not in FULL_ERRNOS or asked:
                 raise
             asked = True
             make_room()

@@ -5,12 +5,11 @@ keeps a few megabytes allocated. They are given back for the transaction of a de
 and taken again as soon as the barrier after it has unlinked objects; until then nothing else is written.
 """
 
-import errno
 import logging
 import os
 import threading
 
-from pixstorefs.disk.files import affordable_size
+from pixstorefs.disk.files import FULL_ERRNOS, affordable_size, sync_file_system
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +19,6 @@ RESERVE_FILE = "reserve"
 RESERVE_SIZE_BYTES = 4 << 20
 # On a small disk not more than this part of it.
 _PART_OF_DISK = 16
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Reserve:
@@ -54,7 +52,7 @@ class Reserve:
                 self._open()
                 os.posix_fallocate(self._fd, 0, self._size_bytes)
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in FULL_ERRNOS:
                     log.warning("no room for deleting on a full disk can be reserved: %s", error)
                 if self._fd >= 0:
                     self.give()  # what it got is of more use to the index
@@ -63,14 +61,28 @@ class Reserve:
             return self._whole
 
     def give(self) -> None:
-        """Give the room to whoever writes next: the index, which the caller is about to change."""
+        """Give the room to whoever writes next: the index, which the caller is about to change.
+
+        The file goes, for btrfs refuses to shorten one when a quota is used up, but not to unlink it; and
+        what was given up there is free only when the file system has noted that it is.
+        """
         with self._lock:
             self._whole = False
+            self.close()
             try:
-                self._open()
-                os.ftruncate(self._fd, 0)
+                os.unlink(self._path)
+            except FileNotFoundError:
+                return
             except OSError as error:
                 log.warning("the room reserved for deleting cannot be used: %s", error)
+                return
+            self._note_given()
+
+    def _note_given(self) -> None:
+        try:
+            sync_file_system(os.path.dirname(self._path))
+        except OSError as error:
+            log.info("the room reserved for deleting may not be free yet: %s", error)
 
     def close(self) -> None:
         """Close the file; it stays allocated."""

@@ -16,17 +16,17 @@ process has no part in it, and reads a copy of both files: see `capture`. Reject
 which allows one connection alone.
 """
 
+import contextlib
 import logging
 import os
 import threading
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import apsw
 
-from pixstorefs.disk.files import affordable_size, fill_with_zeros, sync_directory
+from pixstorefs.disk.files import FULL_ERRNOS, affordable_size, fill_with_zeros, sync_directory
 from pixstorefs.disk.hold import unless_held
 from pixstorefs.disk.page_lock import PageLock
 from pixstorefs.errors import CorruptStore, NoSpace, PixstoreError, ReadOnlyStore
@@ -82,17 +82,19 @@ class Database:
             self._checkpointer = None
         self._db.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All changes inside become one: all of them or, on any exception, none."""
-        with translated(self.path):
+        with translated(self.path, self._db):
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
-                    self.execute("ROLLBACK")
+                    # What failed may be ending it already: SQLite then refuses, and the first error counts.
+                    with contextlib.suppress(PixstoreError):
+                        self.execute("ROLLBACK")
                 raise
 
     def execute(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -100,7 +102,7 @@ class Database:
         try:
             rows: list[tuple[Any, ...]] = self._cursor.execute(sql, bindings).fetchall()
         except apsw.Error as error:
-            raise _translation(self.path, error) from error
+            raise _translation(self.path, error, self._db) from error
         return rows
 
     def one(self, sql: str, *bindings: Any) -> tuple[Any, ...] | None:
@@ -109,7 +111,7 @@ class Database:
 
     def each(self, sql: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a statement one by one: more of them than should be in memory."""
-        with translated(self.path):
+        with translated(self.path, self._db):
             yield from self._db.execute(sql)
 
     def pragma(self, name: str) -> object:
@@ -128,7 +130,7 @@ class Database:
             sync_directory(os.path.dirname(self.path))
         os.fdatasync(self._log_fd)
 
-    @contextmanager
+    @contextlib.contextmanager
     def log_at_rest(self, *, wait: bool) -> Iterator[bool]:
         """For whoever reads the index for long in this process, or empties its log: not both at a time.
 
@@ -142,7 +144,7 @@ class Database:
             if held:
                 self._log_at_rest.release()
 
-    @contextmanager
+    @contextlib.contextmanager
     def log_unread(self, *, wait_s: float = 0.0) -> Iterator[bool]:
         """For whoever empties the log: whether nobody copies or reads it, here or in another process.
 
@@ -164,11 +166,11 @@ class Database:
         Inside `log_unread`, unless nobody else knows the file. Returns whether all of it is copied: then it
         begins anew, and `empty_log` costs no disk wait.
         """
-        with translated(self.path):
-            if self._checkpointer is None:
-                self._checkpointer = connect(self.path, self._key)
-                self._checkpointer.execute("PRAGMA synchronous=FULL").fetchall()
-                self._checkpointer.set_busy_timeout(0)
+        if self._checkpointer is None:
+            self._checkpointer = connect(self.path, self._key)
+        with translated(self.path, self._checkpointer):
+            self._checkpointer.execute("PRAGMA synchronous=FULL").fetchall()
+            self._checkpointer.set_busy_timeout(0)
             frames, copied = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         return frames == copied
 
@@ -208,7 +210,7 @@ class Database:
             return
         if not checkpointed and log_size_bytes(self.path) < LOG_LIMIT_BYTES:
             return
-        with translated(self.path):
+        with translated(self.path, self._checkpointer):
             self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
 
 
@@ -287,16 +289,16 @@ def log_hold_path(path: str) -> str:
     return os.path.join(os.path.dirname(path), _LOG_HOLD_FILE)
 
 
-@contextmanager
-def translated(path: str) -> Iterator[None]:
-    """Turn SQLite's errors into ours: one class per reaction."""
+@contextlib.contextmanager
+def translated(path: str, db: apsw.Connection | None = None) -> Iterator[None]:
+    """Turn SQLite's errors into ours: one class per reaction. `db` knows the system's error behind them."""
     try:
         yield
     except apsw.Error as error:
-        raise _translation(path, error) from error
+        raise _translation(path, error, db) from error
 
 
-def _translation(path: str, error: apsw.Error) -> PixstoreError:
+def _translation(path: str, error: apsw.Error, db: apsw.Connection | None) -> PixstoreError:
     match error:
         case apsw.FullError():
             return NoSpace(f"the disk under {path} is full: {error}")
@@ -307,6 +309,9 @@ def _translation(path: str, error: apsw.Error) -> PixstoreError:
                 f"{path} is damaged, or was encrypted under another key ({error}). The images' objects are "
                 "untouched; do not write to the store: pixstorefs check --repair restores the index"
             )
+        case apsw.IOError() if db is not None and db.system_errno in FULL_ERRNOS:
+            # SQLite calls a full disk so, but not a quota.
+            return NoSpace(f"the quota of the disk under {path} is used up: {error}")
         case apsw.IOError():
             return CorruptStore(f"the disk failed under {path}: {error}")
         case _:

@@ -9,9 +9,9 @@ changes the index in one transaction and may itself be killed at any point: it t
 facts.
 """
 
-import errno
 from collections.abc import Callable
 
+from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.errors import NoSpace
 from pixstorefs.index.displaced import erase, restore, settle
 from pixstorefs.index.paths import path_of
@@ -78,7 +78,7 @@ def put_back_journaled(index: Index, objects: ObjectDirectory, store_path: str) 
         try:
             objects.put_back(version_id, content)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in FULL_ERRNOS:
                 raise
             raise NoSpace(f"the disk under {store_path} is full: an image is to be put back") from None
 

@@ -121,7 +121,9 @@ class Store:
         self._ledger.begin()
         self._journal = Journal(self.path)
         if not self.read_only:
-            self.index.prepare_log()
+            # On a full disk what is left is for deleting.
+            if self._reserve.take():
+                self.index.prepare_log()
             self._journal.open()
         self.index.sync_log()
         self._objects.reserve = self._reserve
