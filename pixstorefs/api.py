@@ -1,6 +1,5 @@
 """The Python API: Pixstore's operations on images, atomic, by id."""
 
-import errno
 import os
 import stat
 import time
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from pixstorefs.check.rescue import open_for_reading
+from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.errors import ImageNotFound, InvalidInput, NoSpace
 from pixstorefs.format import SEGMENT_SIZE_BYTES
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, extension, sniff
@@ -242,7 +242,7 @@ def _full_disk_named() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL_ERRNOS:
             raise
         raise NoSpace("the disk under the store is full: nothing was saved, and nothing is lost") from error
 

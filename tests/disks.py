@@ -16,7 +16,13 @@ _SHUTDOWN = 0x8004587D
 _WITHOUT_FLUSH = 2
 _UNMOUNT_TIMEOUT_S = 20.0
 
-_MAKE = {"ext4": ("mkfs.ext4", "-q", "-F", "-E", "lazy_journal_init=0"), "xfs": ("mkfs.xfs", "-q", "-f")}
+_EXT4 = ("mkfs.ext4", "-q", "-F", "-E", "lazy_journal_init=0")
+_MAKE = {
+    "ext4": _EXT4,
+    "ext4-1k": (*_EXT4, "-b", "1024"),
+    "xfs": ("mkfs.xfs", "-q", "-f"),
+    "btrfs": ("mkfs.btrfs", "-q"),
+}
 
 
 class LoopDisk:
@@ -47,6 +53,14 @@ class LoopDisk:
             if mount is not None:
                 mount.close()
             self._unmount()
+
+    def with_quota(self, size_mib: int) -> Path:
+        """A folder on a btrfs that takes so much and no more, although the disk has room."""
+        folder = self.path / "limited"
+        self._prepare("btrfs", "quota", "enable", self.path)
+        self._prepare("btrfs", "subvolume", "create", folder)
+        self._prepare("btrfs", "qgroup", "limit", f"{size_mib}M", folder)
+        return folder
 
     def cut_power(self) -> None:
         """From now on nothing reaches the disk, and everything on it fails."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# The disk, or the part of it that somebody may use.
+# The disk is full, or the part of it that somebody may use.
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 # The file systems cannot do it between them (copy_file_range(2)).
 _NO_RANGES = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
@@ -64,7 +64,7 @@ def write_fully(fd: int, data: memoryview, make_room: Callable[[], None]) -> Non
         try:
             data = data[os.write(fd, data) :]
         except OSError as error:
-            if error.errno != errno.ENOSPC or asked:
+            if error.errno not in FULL_ERRNOS or asked:
                 raise
             asked = True
             make_room()

@@ -5,12 +5,11 @@ keeps a few megabytes allocated. They are given back for the transaction of a de
 and taken again as soon as the barrier after it has unlinked objects; until then nothing else is written.
 """
 
-import errno
 import logging
 import os
 import threading
 
-from pixstorefs.disk.files import affordable_size
+from pixstorefs.disk.files import FULL_ERRNOS, affordable_size
 from pixstorefs.disk.folder import Folder, OddFile
 
 log = logging.getLogger(__name__)
@@ -21,7 +20,6 @@ RESERVE_FILE = "reserve"
 RESERVE_SIZE_BYTES = 4 << 20
 # On a small disk not more than this part of it.
 _PART_OF_DISK = 16
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Reserve:
@@ -60,7 +58,7 @@ class Reserve:
                 log.warning("a full disk may have no room for deleting: %s", error)
                 self._size_bytes, self._whole = 0, True
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in FULL_ERRNOS:
                     log.warning("no room for deleting on a full disk can be reserved: %s", error)
                 if self._fd >= 0:
                     self.give()  # what it got is of more use to the index
@@ -69,16 +67,30 @@ class Reserve:
             return self._whole
 
     def give(self) -> None:
-        """Give the room to whoever writes next: the index, which the caller is about to change."""
+        """Give the room to whoever writes next: the index, which the caller is about to change.
+
+        The file goes, for btrfs refuses to shorten one when a quota is used up, but not to unlink it; and
+        what was given up there is free only when the file system has noted that it is.
+        """
         with self._lock:
             if not self._size_bytes:
                 return
             self._whole = False
+            self.close()
             try:
-                self._open()
-                os.ftruncate(self._fd, 0)
-            except (OSError, OddFile) as error:
+                self._store.unlink(RESERVE_FILE)
+            except FileNotFoundError:
+                return
+            except OSError as error:
                 log.warning("the room reserved for deleting cannot be used: %s", error)
+                return
+            self._note_given()
+
+    def _note_given(self) -> None:
+        try:
+            self._store.sync_all()
+        except OSError as error:
+            log.info("the room reserved for deleting may not be free yet: %s", error)
 
     def close(self) -> None:
         """Close the file; it stays allocated."""

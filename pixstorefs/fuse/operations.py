@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
+from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.fs.acl import ACCESS
 from pixstorefs.fs.attributes import Changes
@@ -50,7 +51,7 @@ def _answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
         except FUSEError:
             raise
         except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from None
+            raise FUSEError(_number(error)) from None
         except NoSpace as error:
             raise FUSEError(
                 error.errno
@@ -63,6 +64,15 @@ def _answered(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corou
             raise FUSEError(errno.EIO) from None
 
     return answer
+
+
+def _number(error: OSError | PixstoreError) -> int:
+    """The errno to answer. A quota that is used up is a full disk.
+
+    Of what the write-back cache meets Linux keeps ENOSPC alone; everything else becomes EIO
+    (mapping_set_error in include/linux/pagemap.h).
+    """
+    return errno.ENOSPC if error.errno in FULL_ERRNOS else error.errno or errno.EIO
 
 
 class Operations(pyfuse3.Operations):
@@ -304,7 +314,7 @@ class Operations(pyfuse3.Operations):
             return await self._reading.read(image, off, size)  # type: ignore[return-value]
         except (PixstoreError, OSError) as error:
             log.error("%s cannot be read: %s", self._saving.path(image), error)
-            raise FUSEError(getattr(error, "errno", None) or errno.EIO) from None
+            raise FUSEError(_number(error)) from None
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -314,7 +324,7 @@ class Operations(pyfuse3.Operations):
             dropped = await self._saving.with_room(lambda: self._files.write(image, off, buf))
         except (OSError, PixstoreError) as error:
             if getattr(error, "errno", None) != errno.EFBIG:
-                self._files.fail(image, error.errno or errno.EIO)
+                self._files.fail(image, _number(error))
             raise
         if dropped:
             make_kernel_ask_again(image.inode.ino)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import pyfuse3
 import trio
 
+from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.errors import PixstoreError
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.open_image import OpenImage
@@ -106,7 +107,7 @@ class Saving:
         try:
             return change()
         except (OSError, PixstoreError) as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in FULL_ERRNOS:
                 raise
         await self._turns.in_thread(self._store.make_room)
         return change()

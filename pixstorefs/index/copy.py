@@ -41,6 +41,7 @@ def _back_up(source: apsw.Connection, target: str, key: bytes, go_on: Callable[[
     # The file is nobody's index yet: no journal beside it, and synced once when it is complete.
     with (
         closing(connect(target, key, journal=False, new=True)) as copy,
+        translated(target, copy),
         copy.backup("main", source, "main") as backup,
     ):
         while not backup.step(_STEP_PAGES):

@@ -16,18 +16,18 @@ process has no part in it, and reads a copy of both files: see `capture`. Reject
 which allows one connection alone.
 """
 
+import contextlib
 import logging
 import os
 import stat
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import apsw
 
-from pixstorefs.disk.files import affordable_size, fill_with_zeros, sync_directory
+from pixstorefs.disk.files import FULL_ERRNOS, affordable_size, fill_with_zeros, sync_directory
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.hold import unless_held
 from pixstorefs.disk.page_lock import PageLock
@@ -89,17 +89,19 @@ class Database:
             self._checkpointer = None
         self._db.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All changes inside become one: all of them or, on any exception, none."""
-        with translated(self.path):
+        with translated(self.path, self._db):
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
-                    self.execute("ROLLBACK")
+                    # What failed may be ending it already: SQLite then refuses, and the first error counts.
+                    with contextlib.suppress(PixstoreError):
+                        self.execute("ROLLBACK")
                 raise
 
     def execute(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -107,7 +109,7 @@ class Database:
         try:
             rows: list[tuple[Any, ...]] = self._cursor.execute(sql, bindings).fetchall()
         except apsw.Error as error:
-            raise _translation(self.path, error) from error
+            raise _translation(self.path, error, self._db) from error
         return rows
 
     def one(self, sql: str, *bindings: Any) -> tuple[Any, ...] | None:
@@ -116,7 +118,7 @@ class Database:
 
     def each(self, sql: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a statement one by one: more of them than should be in memory."""
-        with translated(self.path):
+        with translated(self.path, self._db):
             yield from self._db.execute(sql)
 
     def pragma(self, name: str) -> object:
@@ -170,7 +172,7 @@ class Database:
     def _open_log(self) -> None:
         self._log_fd = os.open(self.path + "-wal", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
-    @contextmanager
+    @contextlib.contextmanager
     def log_at_rest(self, *, wait: bool) -> Iterator[bool]:
         """For whoever reads the index for long in this process, or empties its log: not both at a time.
 
@@ -184,7 +186,7 @@ class Database:
             if held:
                 self._log_at_rest.release()
 
-    @contextmanager
+    @contextlib.contextmanager
     def log_unread(self, *, wait_s: float = 0.0) -> Iterator[bool]:
         """For whoever empties the log: whether nobody copies or reads it, here or in another process.
 
@@ -192,7 +194,7 @@ class Database:
         """
         with (
             self.log_at_rest(wait=False) as at_rest,
-            closing(Folder.at(os.path.dirname(self.path))) as folder,
+            contextlib.closing(Folder.at(os.path.dirname(self.path))) as folder,
             unless_held(folder, LOG_HOLD_FILE, wait_s=wait_s) as unheld,
         ):
             yield at_rest and unheld
@@ -209,7 +211,7 @@ class Database:
         """
         self.open_checkpointer()
         assert self._checkpointer is not None
-        with translated(self.path):
+        with translated(self.path, self._checkpointer):
             frames, copied = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         return frames == copied
 
@@ -219,7 +221,7 @@ class Database:
             if self._log_fd >= 0:
                 self._require_names()
             self._checkpointer = connect(self.path, self._key)
-            with translated(self.path):
+            with translated(self.path, self._checkpointer):
                 self._checkpointer.execute("PRAGMA synchronous=FULL").fetchall()
                 self._checkpointer.set_busy_timeout(0)
 
@@ -263,7 +265,7 @@ class Database:
             return
         if withdraw is not None and not withdraw():
             return
-        with translated(self.path):
+        with translated(self.path, self._checkpointer):
             self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self._log_pages = 0
 
@@ -354,7 +356,7 @@ def _require_pages(path: str, name: str) -> None:
         raise CorruptStore(f"{name} is no file: the store has lost its index. {_ADVICE}")
     if status.st_size < _PAGE_SIZE_BYTES:
         raise CorruptStore(f"{name} is damaged: it has {status.st_size} bytes. {_ADVICE}")
-    with suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.lstat(path + "-wal").st_mode):
             raise CorruptStore(f"{name}-wal is no file: the index has lost its log. {_ADVICE}")
 
@@ -364,16 +366,16 @@ def index_is_missing(path: str) -> CorruptStore:
     return CorruptStore(f"{path} is missing: the store has lost its index. {_ADVICE}")
 
 
-@contextmanager
-def translated(path: str) -> Iterator[None]:
-    """Turn SQLite's errors into ours: one class per reaction."""
+@contextlib.contextmanager
+def translated(path: str, db: apsw.Connection | None = None) -> Iterator[None]:
+    """Turn SQLite's errors into ours: one class per reaction. `db` knows the system's error behind them."""
     try:
         yield
     except apsw.Error as error:
-        raise _translation(path, error) from error
+        raise _translation(path, error, db) from error
 
 
-def _translation(path: str, error: apsw.Error) -> PixstoreError:
+def _translation(path: str, error: apsw.Error, db: apsw.Connection | None) -> PixstoreError:
     match error:
         case apsw.FullError():
             return NoSpace(f"the disk under {path} is full: {error}")
@@ -381,6 +383,9 @@ def _translation(path: str, error: apsw.Error) -> PixstoreError:
             return ReadOnlyStore(f"{path} cannot be written: {error}")
         case apsw.NotADBError() | apsw.CorruptError():
             return CorruptStore(f"{path} is damaged, or was encrypted under another key ({error}). {_ADVICE}")
+        case apsw.IOError() if db is not None and db.system_errno in FULL_ERRNOS:
+            # SQLite calls a full disk so, but not a quota.
+            return NoSpace(f"the quota of the disk under {path} is used up: {error}")
         case apsw.IOError():
             return CorruptStore(f"the disk failed under {path}: {error}")
         case _:

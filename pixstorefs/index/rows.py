@@ -3,6 +3,7 @@
 import os
 import struct
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +67,8 @@ class Index(Database):
         """Make a new index holding the root directory only, synced."""
         # SQLite would make it readable for all, and gives its log the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        with translated(path):
-            db = connect(path, key, new=True)
+        db = connect(path, key, new=True)
+        with closing(db), translated(path, db):
             db.execute("PRAGMA synchronous=FULL").fetchall()
             with db:
                 db.execute(f"PRAGMA application_id={APPLICATION_ID}")
@@ -77,7 +78,6 @@ class Index(Database):
                 db.execute("INSERT INTO state VALUES (?,?,?,?,?,?,?,?,?)", state)
                 _insert_inode(db.execute, root, root.ctime_ns, None)
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            db.close()
 
     # Numbers and the state row
 

@@ -70,12 +70,16 @@ class ObjectDirectory:
         if self._opened_store:
             self._store.close()
 
+    def has_reserve(self) -> bool:
+        """Whether there is room beyond what is reserved for deleting."""
+        return self.reserve is None or self.reserve.take()
+
     def keep_reserve(self) -> None:
         """Raises OSError (ENOSPC) where writing would take what is reserved for deleting."""
-        if self.reserve is None or self.reserve.take():
+        if self.has_reserve():
             return
         self.make_room()
-        if not self.reserve.take():
+        if not self.has_reserve():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def size_bytes(self, version_id: int) -> int:

@@ -7,7 +7,6 @@ before it, whole; or where it was the first, a directory that is no store yet. T
 Nothing replaces what was there before it is checked.
 """
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 
 from pixstorefs.check.check import Check, Progress, is_set_aside
 from pixstorefs.check.view import StoreView
+from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.unlink_guard import held
 from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput, NoSpace, SnapshotFailed
@@ -250,7 +250,7 @@ def _told(target: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL_ERRNOS:
             raise NoSpace(f"the disk has no room for the snapshot {target}. {whole}") from error
         place = f" ({error.filename})" if error.filename else ""
         raise SnapshotFailed(f"the snapshot {target} failed: {error.strerror}{place}. {whole}") from error

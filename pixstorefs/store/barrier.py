@@ -233,7 +233,8 @@ class Barrier:
             if not (checkpointed and self._index.keep_log()):
                 with self._lock:
                     self._index.empty_log(checkpointed=checkpointed, withdraw=self._record.withdraw_log)
-                    self._index.prepare_log()
+                    if self._objects.has_reserve():
+                        self._index.prepare_log()
 
     def _unlink(self, retired: list[int], *, even_if_held: bool) -> bool:
         """Unlink retired objects, all or, where a snapshot holds them, none; returns which.

@@ -12,10 +12,10 @@ is proven to be the newest one. Else it is set aside in `lost+found/objects`. Re
 one transaction and may itself be killed at any point: it then starts anew from the same facts.
 """
 
-import errno
 import os
 from collections.abc import Callable
 
+from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import NoSpace
 from pixstorefs.index.displaced import erase, restore, settle
@@ -187,7 +187,7 @@ def put_back_journaled(index: Index, objects: ObjectDirectory, store: Folder) ->
         try:
             objects.put_back(version_id, content)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in FULL_ERRNOS:
                 raise
             raise NoSpace(f"the disk under {store.path} is full: an image is to be put back") from None
 

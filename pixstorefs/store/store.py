@@ -178,7 +178,9 @@ class Store:
         self._record.open()
         self._journal = Journal(self.folder)
         if not self.read_only:
-            self.index.prepare_log()
+            # On a full disk what is left is for deleting.
+            if self._reserve.take():
+                self.index.prepare_log()
             self._journal.open()
         self.index.sync_log()
         self._objects.reserve = self._reserve
