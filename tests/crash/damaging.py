@@ -29,7 +29,7 @@ _LARGEST_OBJECT_BYTES = 1 << 20
 _SOURCES = ("index.db", "index.db-wal", "copies/index-1.db", "copies/index-2.db")
 
 # What a message may say to do with a file that it names.
-_ADVICE = re.compile(r"\b(move|remove|rename) (it|this file|that file)\b", re.IGNORECASE)
+_ADVICE = re.compile(r"\b(move|remove|rename) (it|this one|that one|\S+ away)\b", re.IGNORECASE)
 _MOVABLE = (
     *("store.json", "keys.json", "snapshot.json", "lock", "hold", "barrier", "journal"),
     *("reserve", "index.db-wal"),
@@ -209,8 +209,8 @@ class Round:
     def _judge_losses(self, last: Said, lost: list[Image], before: Before) -> Iterator[tuple[str, str]]:
         openable = [each for each in lost if before.has(each)]
         if last.status != 0:
-            # Without a key it has to stay shut, and says so; a store without images has nothing to lose.
-            if openable or not self._held.images:
+            # Without a key, or without its objects, it may stay shut, if it says so.
+            if openable:
                 yield "stays shut", f"{_brief(last)} though these were whole: {_paths(openable)}"
             else:
                 self._tally.told_lost += len(lost)
