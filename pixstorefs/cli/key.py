@@ -126,7 +126,7 @@ def add_command(
     choice = SecretChoice(**options)
     place = os.path.realpath(store)
     with KeySlots(place) as slots:
-        secret = _opening_secret(choice, place)
+        secret = secret_for_store(choice, place)
         if not recovery_code:
             slots.add(secret, new.make, label)
             console.note(f"added the key {label!r} to the store {place}.{new.advice}")
@@ -161,7 +161,7 @@ def remove_command(store: str, label: str, **options: str | None) -> None:
     choice = SecretChoice(**options)
     place = os.path.realpath(store)
     with KeySlots(place) as slots:
-        slots.remove(label, _opening_secret(choice, place, slots.kinds(without_label=label)))
+        slots.remove(label, secret_for_store(choice, place, slots.kinds(without_label=label)))
     console.note(f"removed the key {label!r} from the store {place}. {_STILL_OPENS}")
 
 
@@ -188,20 +188,11 @@ def change_command(
     with KeySlots(place) as slots:
         # Not the keyfile that happens to lie in the data directory, where somebody means a passphrase.
         kinds = slots.kinds() & {"passphrase"} or slots.kinds()
-        label = slots.change(_opening_secret(choice, place, kinds), new.make)
+        label = slots.change(secret_for_store(choice, place, kinds), new.make)
     console.note(
         f"changed the key {label!r} of the store {place}: its old secret opens it no more. "
         f"{_STILL_OPENS}{new.advice}"
     )
-
-
-def _opening_secret(
-    choice: SecretChoice, place: str, kinds: frozenset[str] = frozenset(("passphrase", "keyfile"))
-) -> "Secret":
-    secret = secret_for_store(choice, place, kinds)
-    # It has done its work, and the command for a new passphrase would inherit it.
-    os.environ.pop("PIXSTOREFS_PASSPHRASE", None)
-    return secret
 
 
 def _cost(info: "SlotInfo") -> str:

@@ -102,8 +102,6 @@ def mount(
     mountpoints.require_fuse()
     real = mountpoints.check(mountpoint, path)
     secret = _secret(choice, path, create_missing=create_missing, read_only=asked.read_only)
-    # It has done its work, and every program we start would inherit it.
-    os.environ.pop("PIXSTOREFS_PASSPHRASE", None)
     created = mountpoints.create(real)
     plan = MountPlan(
         path,

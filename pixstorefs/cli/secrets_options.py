@@ -56,9 +56,10 @@ def secret_for_store(
     from pixstorefs.keys import keyring, secrets
     from pixstorefs.store import header
 
+    environment = secrets.take_from_environment()
     # The header first: a store this program cannot read should not ask for a passphrase.
     store_header = header.read_header(store_path)
-    secret = _given(choice) or secrets.passphrase_from_environment(os.environ)
+    secret = _given(choice) or secrets.passphrase_from_environment(environment)
     if secret is not None:
         return secret
     kinds &= keyring.slot_kinds(header.keys_json(store_path))
@@ -86,12 +87,13 @@ class NewSecret:
         """Raises InvalidInput or WrongKey where what was given is no secret."""
         from pixstorefs.keys import secrets
 
+        environment = secrets.take_from_environment()
         self.secret: Secret | None = None
         self._keyfile: str | None = None
         if choice.keyfile is not None and not os.path.lexists(choice.keyfile):
             self._keyfile = os.path.abspath(choice.keyfile)
         else:
-            self.secret = _given(choice) or secrets.passphrase_from_environment(os.environ)
+            self.secret = _given(choice) or secrets.passphrase_from_environment(environment)
             if self.secret is None and at_terminal():
                 self.secret = _new_passphrase()
 

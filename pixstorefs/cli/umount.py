@@ -13,9 +13,12 @@ from pixstorefs.errors import MountpointUnusable, StoreInUse
 
 if TYPE_CHECKING:
     from pixstorefs.daemon.mounts import MountEntry
+    from pixstorefs.daemon.owner import Watch
 
 # A last save is bounded by the drafts that are open; minutes are for slow disks and network folders.
 _END_TIMEOUT_S = 300.0
+# A process that has ended by then was not needed in another mount namespace.
+_COPY_TIMEOUT_S = 3.0
 # After --lazy: time for a mount nobody uses to end. One that is used ends with its last user.
 _LAZY_END_TIMEOUT_S = 3.0
 
@@ -49,7 +52,7 @@ def umount_command(context: click.Context, mountpoint: str, lazy: bool) -> None:
     _unmount(entry.mountpoint, lazy=lazy)
     if watch is None:
         console.note(f"unmounted; whether the process that served {entry.source} has ended is not known.")
-    elif watch.wait(_LAZY_END_TIMEOUT_S if lazy else _END_TIMEOUT_S):
+    elif _ends(watch, entry, lazy=lazy):
         context.exit(_failures(log, already_logged_bytes))
     elif lazy:
         console.note(f"detached; {entry.source} stays open until no program uses it any more.")
@@ -58,6 +61,23 @@ def umount_command(context: click.Context, mountpoint: str, lazy: bool) -> None:
             f"unmounted, but process {watch.pid} is still saving into {entry.source}. "
             "Do not copy or move the store before that process has ended."
         )
+
+
+def _ends(watch: "Watch", entry: "MountEntry", *, lazy: bool) -> bool:
+    """Whether the process of a mount ends in time. Raises StoreInUse if it serves a copy of the mount."""
+    from pixstorefs.daemon import mounts
+
+    if lazy:
+        return watch.wait(_LAZY_END_TIMEOUT_S)
+    if watch.wait(_COPY_TIMEOUT_S):
+        return True
+    if not mounts.lives_on(entry.device):
+        return watch.wait(_END_TIMEOUT_S)
+    where = ", ".join(mounts.copies(entry.device)) or "a container or another program of somebody else"
+    raise StoreInUse(
+        f"{entry.mountpoint} is unmounted, but the mount lives on: {where}. Process {watch.pid} serves it "
+        f"and saves into {entry.source}. End it there, or end it for all: kill {watch.pid}"
+    )
 
 
 def _detach_silent(entry: "MountEntry", *, lazy: bool) -> None:

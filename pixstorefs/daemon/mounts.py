@@ -145,6 +145,34 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         raise OSError(number, reason, mountpoint)
 
 
+def lives_on(device: str) -> bool:
+    """Whether a mount, by its "major:minor", lives on in another place after it was unmounted here.
+
+    Each FUSE mount has a backing device of its own, which sysfs shows to everybody until the last copy has
+    gone. The list of FUSE connections would tell the same, but is itself not mounted everywhere.
+    """
+    return os.path.exists(f"/sys/class/bdi/{device}")
+
+
+def copies(device: str) -> list[str]:
+    """Where a mount is mounted, too: bind mounts, and "name (pid)" of one program in each mount namespace."""
+    found = [f"the bind mount {entry.mountpoint}" for entry in mounted() if entry.device == device]
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    for process in glob.glob("/proc/[0-9]*"):
+        try:
+            namespace = os.readlink(f"{process}/ns/mnt")
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            with open(f"{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+                inside = any(line.split(" ", 3)[2] == device for line in lines)
+        except OSError:
+            continue  # it has ended, or belongs to somebody else
+        if inside:
+            found.append(f"{_program(process)} ({os.path.basename(process)})")
+    return found[:_MAX_USERS_NAMED]
+
+
 def users(mountpoint: str) -> list[str]:
     """Programs that keep the mount busy, as "name (pid)", as far as this user may see them."""
     found = []

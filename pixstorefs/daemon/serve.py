@@ -56,7 +56,7 @@ def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
         durable_close=plan.durable_close,
         now_ns=linux.FileClock().now_ns,
     )
-    idle = IdleWatch(plan.idle_unmount_s) if plan.idle_unmount_s else None
+    idle = IdleWatch(plan.idle_unmount_s, operations.has_open_files) if plan.idle_unmount_s else None
     try:
         watched = idle.watching(operations) if idle else operations
         handshake = session.start(watched, plan.mountpoint, session.options(plan))
@@ -64,7 +64,7 @@ def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
     except BaseException:
         store.close()
         raise
-    failure = _run_loop(plan, stop, starter, store.report, idle)
+    failure = _run_loop(plan, stop, starter, store.report, operations, idle)
     stop.forget_loop()
     starter.ending()
     saved = _save_everything(operations, store)
@@ -89,37 +89,51 @@ def _open_store(plan: MountPlan, secret: Secret) -> Store:
     try:
         return open_for_reading(plan.store_path, secret, attempt) if plan.read_only else attempt()
     except StoreInUse:
-        if not _predecessor_ended(plan.store_path):
+        holder = owner.read(plan.store_path)
+        if not _is_ending(holder, plan.store_path):
             raise
+        predecessor = owner.watch(plan.store_path)
+        if predecessor is not None and not predecessor.wait(_PREDECESSOR_TIMEOUT_S):
+            raise StoreInUse(
+                f"the store {plan.store_path} is not mounted here, but process {predecessor.pid} has it: "
+                "it saves, or serves the mount in another mount namespace, a container for one. "
+                f"End it there, or end it for all: kill {predecessor.pid}"
+            ) from None
     return attempt()
 
 
-def _predecessor_ended(store_path: str) -> bool:
-    """Wait for an owner whose mount is already gone (fusermount3 -u a moment ago) and that still saves."""
-    holder = owner.read(store_path)
+def _is_ending(holder: owner.Owner | None, store_path: str) -> bool:
+    """Whether the mount of an owner is already gone (fusermount3 -u a moment ago), while it still saves."""
     if holder is None:
         return True  # it gave the store free just now
-    if holder.mountpoint is None or any(
+    return holder.mountpoint is not None and not any(
         entry.is_ours and entry.source == store_path for entry in mounts.mounted()
-    ):
-        return False
-    predecessor = owner.watch(store_path)
-    return predecessor is None or predecessor.wait(_PREDECESSOR_TIMEOUT_S)
+    )
 
 
 def _run_loop(
-    plan: MountPlan, stop: StopRequest, starter: Starter, report: list[str], idle: IdleWatch | None
+    plan: MountPlan,
+    stop: StopRequest,
+    starter: Starter,
+    report: list[str],
+    operations: Operations,
+    idle: IdleWatch | None,
 ) -> BaseException | None:
     """Run the event loop until the mount has ended; returns what broke it, if anything."""
     try:
-        trio.run(_serve_until_end, plan, stop, starter, report, idle)
+        trio.run(_serve_until_end, plan, stop, starter, report, operations, idle)
     except BaseException as error:  # noqa: BLE001  drafts have to be saved whatever happened
         return error
     return None
 
 
 async def _serve_until_end(
-    plan: MountPlan, stop: StopRequest, starter: Starter, report: list[str], idle: IdleWatch | None
+    plan: MountPlan,
+    stop: StopRequest,
+    starter: Starter,
+    report: list[str],
+    operations: Operations,
+    idle: IdleWatch | None,
 ) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_answer_requests, nursery.cancel_scope)
@@ -139,12 +153,11 @@ async def _serve_until_end(
             nursery.start_soon(_end_when_idle, idle, plan.mountpoint)
         await stop.wait()
         log.info("%s: ending the mount on %s", stop.name, plan.mountpoint)
-        await _end_mount(plan.mountpoint)
+        await _end_mount(plan.mountpoint, operations)
 
 
 async def _end_when_idle(idle: IdleWatch, mountpoint: str) -> None:
-    if await idle.unmount_when_idle(mountpoint):
-        await trio.sleep(_LOOP_END_TIMEOUT_S)
+    if await idle.end_when_idle(mountpoint):
         pyfuse3.terminate()
 
 
@@ -154,14 +167,17 @@ async def _answer_requests(everything_else: trio.CancelScope) -> None:
     everything_else.cancel()
 
 
-async def _end_mount(mountpoint: str) -> None:
+async def _end_mount(mountpoint: str, operations: Operations) -> None:
     """Unmount while the loop still answers, so that the kernel can hand over what it caches.
 
     Where programs keep the mount busy, their data is written back first and the loop ended under them:
-    from then on they get errors, and what they had written until the signal is saved.
+    from then on they get errors, and what they had written until the signal is saved. Those in another
+    mount namespace do not keep it busy here, so what is open is written back before.
     """
     try:
         with trio.move_on_after(_UNMOUNT_TIMEOUT_S):
+            if operations.has_open_files():
+                await trio.to_thread.run_sync(session.write_back, mountpoint, abandon_on_cancel=True)
             if await trio.to_thread.run_sync(_unmount_or_write_back, mountpoint, abandon_on_cancel=True):
                 # The kernel tells the loop, which ends and cancels us. It does not where a copy of this
                 # mount lives on in another mount namespace.

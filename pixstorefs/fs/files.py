@@ -235,6 +235,11 @@ class Files:
         if image is not None:
             image.gone = False
 
+    @property
+    def has_handles(self) -> bool:
+        """Whether any file is open."""
+        return bool(self._handles)
+
     def generation(self, ino: int) -> int:
         """The generation of an inode. With another one the kernel takes it for another file."""
         return self._generations.get(ino, 0)

@@ -118,6 +118,10 @@ class Operations(pyfuse3.Operations):
         if not self._read_only:
             self._metadata.write_directory_times()
 
+    def has_open_files(self) -> bool:
+        """Whether any program has a file open, in whatever mount namespace it lives."""
+        return self._files.has_handles
+
     # Names
 
     @_answered

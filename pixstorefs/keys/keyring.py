@@ -44,7 +44,9 @@ from pixstorefs.keys.slots import (
     parse,
     require_label,
     require_room,
+    require_work,
     without,
+    work_kib,
     written,
 )
 
@@ -105,6 +107,8 @@ def add(
     _, master_key = _open(slots, secret, header)
     new = make_new()
     _refuse_known(slots, new, header)
+    if new.kind == "passphrase":
+        require_work(slots, cost)
     return written([*slots, _sealed_slot(master_key, new, header, label, random, cost)])
 
 
@@ -144,6 +148,8 @@ def change(
     label: str = slots[number]["label"]
     new = make_new()
     _refuse_known(slots, new, header)
+    if new.kind == "passphrase":
+        require_work(slots[:number] + slots[number + 1 :], cost)
     slots[number] = _sealed_slot(master_key, new, header, label, random, cost)
     return written(slots), label
 
@@ -163,10 +169,15 @@ def derive(master_key: bytes, store_id: bytes, purpose: str) -> bytes:
 
 
 def _open(slots: list[dict[str, Any]], secret: Secret, header: bytes) -> tuple[int, bytes]:
-    """Which slot opens with a secret, and the master key in it. Raises WrongKey, CorruptStore."""
+    """Which slot opens with a secret, and the master key in it. Raises WrongKey, CorruptStore.
+
+    What costs less to try is tried first. `parse` has bounded the sum; what looks like a mistyped recovery
+    code takes it twice.
+    """
     damaged_label = None
+    cheap_first = sorted(enumerate(slots), key=lambda numbered: work_kib(numbered[1]))
     for candidate in filter(None, (secret, recovery_code.as_typed(secret))):
-        for number, slot in enumerate(slots):
+        for number, slot in cheap_first:
             if slot["kind"] != candidate.kind:
                 continue
             slot_key = _slot_key(candidate, slot["kdf"])

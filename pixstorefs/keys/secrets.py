@@ -5,6 +5,7 @@ environment and the prompt agree as long as their bytes do. No source is an argu
 every user of the machine can read those. No message and no repr shows any part of a secret.
 """
 
+import ctypes
 import errno
 import getpass
 import os
@@ -87,6 +88,30 @@ def passphrase_from_command(command: str) -> Secret:
     if process.returncode != 0 and len(content) <= MAX_PASSPHRASE_SIZE_BYTES:
         raise InvalidInput(f"The passphrase command {_ending(process.returncode)}; its output was not used.")
     return _passphrase(content, "the passphrase command")
+
+
+def take_from_environment() -> dict[str, str]:
+    """Take PIXSTOREFS_PASSPHRASE away from this process; what it was, for `passphrase_from_environment`.
+
+    Every program that is started would inherit it, and root reads it in /proc/PID/environ for as long as a
+    daemon lives. That file shows the memory in which the kernel once put the environment: to unset a variable
+    only drops the pointer to it, so it is overwritten. Rejected: to execute ourselves anew without it. A
+    secret would then have to be handed over by another way, and every mount would start twice.
+    """
+    _overwrite_in_environment(ENVIRONMENT_VARIABLE.encode() + b"=")
+    value = os.environ.pop(ENVIRONMENT_VARIABLE, None)
+    return {} if value is None else {ENVIRONMENT_VARIABLE: value}
+
+
+def _overwrite_in_environment(beginning: bytes) -> None:
+    """Fill the rest of every variable that begins so with NUL, also of one that was given twice."""
+    strings = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")  # environ(7)
+    number = 0
+    while strings and (address := strings[number]):
+        length = len(ctypes.string_at(address))
+        if ctypes.string_at(address, min(length, len(beginning))) == beginning:
+            ctypes.memset(address + len(beginning), 0, length - len(beginning))
+        number += 1
 
 
 def passphrase_from_environment(environ: Mapping[str, str]) -> Secret | None:

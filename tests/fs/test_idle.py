@@ -1,9 +1,12 @@
 """`pixstorefs mount --idle-unmount`: a mount that nobody uses ends by itself, one that is used does not."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from support import Mount, cannot_run, program, wait_until_gone
 
@@ -62,17 +65,90 @@ def test_requests_keep_it_and_questions_about_free_space_do_not(unmounted: Mount
     wait_until_gone(pid)
 
 
-def test_ends_although_a_copy_of_the_mount_lives_on(unmounted: Mount) -> None:
-    """Whoever makes a mount namespace, a container for one, takes a copy of every mount into it."""
+@contextmanager
+def copy_of_all_mounts(script: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in a mount namespace of its own, as in a container. It says a line and reads lines."""
     if os.geteuid() != 0:
         cannot_run("only root can make a mount namespace")
-    unmounted.mount("--idle-unmount", "2s")
-    pid = unmounted.pid
-    words = [program("unshare"), "--mount", "sh", "-c", "echo; read -r _"]
+    words = [program("unshare"), "--mount", "--propagation", "private", "bash", "-c", script]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as elsewhere:
         assert elsewhere.stdin is not None
         assert elsewhere.stdout is not None
-        elsewhere.stdout.readline()
+        try:
+            elsewhere.stdout.readline()
+            yield elsewhere
+        finally:
+            elsewhere.stdin.close()
+
+
+def test_ends_although_an_unused_copy_of_the_mount_lives_on(unmounted: Mount) -> None:
+    """Whoever makes a mount namespace, a container for one, takes a copy of every mount into it."""
+    unmounted.mount("--idle-unmount", "2s")
+    pid = unmounted.pid
+    with copy_of_all_mounts("echo; read -r _"):
         wait_until_gone(pid)
         assert not unmounted.is_mounted
-        elsewhere.stdin.close()
+
+
+def test_what_is_open_in_a_container_keeps_it(unmounted: Mount) -> None:
+    """A program in another mount namespace writes on, long after the time: nothing of it is lost."""
+    unmounted.mount("--idle-unmount", "1s")
+    pid = unmounted.pid
+    path = unmounted.mountpoint / "a.jpg"
+    script = f'exec 3>"{path}"; echo 1 >&3; echo; read -r _; echo 2 >&3 && exec 3>&- && echo done; read -r _'
+    with copy_of_all_mounts(script) as elsewhere:
+        assert elsewhere.stdin is not None
+        assert elsewhere.stdout is not None
+        time.sleep(8)  # the time, what the loop is given to end, and the time again
+        elsewhere.stdin.write(b"\n")
+        elsewhere.stdin.flush()
+        assert elsewhere.stdout.readline() == b"done\n"
+    wait_until_gone(pid)
+    unmounted.mount()
+    assert path.read_bytes() == b"1\n2\n"
+
+
+def test_what_a_container_has_written_is_saved_when_the_daemon_is_asked_to_end(unmounted: Mount) -> None:
+    """Also what the kernel still caches of a file that is open there."""
+    unmounted.mount()
+    path = unmounted.mountpoint / "a.jpg"
+    with copy_of_all_mounts(f'exec 3>"{path}"; echo written >&3; echo; read -r _'):
+        unmounted.signal(signal.SIGTERM)
+    unmounted.mount()
+    assert path.read_bytes() == b"written\n"
+
+
+def test_umount_tells_who_else_has_the_mount(unmounted: Mount) -> None:
+    """It does not wait for a process that serves a container, and so does the next mount: both name it."""
+    unmounted.mount()
+    pid = unmounted.pid
+    with copy_of_all_mounts("echo; read -r _") as elsewhere:
+        began_s = time.monotonic()
+        told = unmounted.run("umount", unmounted.mountpoint)
+        assert told.returncode == 3
+        assert f"bash ({elsewhere.pid})" in told.stderr
+        assert f"kill {pid}" in told.stderr
+        assert not unmounted.is_mounted
+        assert time.monotonic() - began_s < 60
+        refused = unmounted.run("mount", unmounted.store, unmounted.mountpoint)
+        assert (refused.returncode, f"kill {pid}" in refused.stderr) == (3, True)
+    wait_until_gone(pid)
+
+
+def test_umount_tells_of_a_bind_mount(unmounted: Mount) -> None:
+    """A bind mount is served on, and what was written through it is there afterwards."""
+    if os.geteuid() != 0:
+        cannot_run("only root can make a bind mount")
+    unmounted.mount()
+    pid, copy = unmounted.pid, unmounted.directory / "copy"
+    copy.mkdir()
+    subprocess.run([program("mount"), "--bind", unmounted.mountpoint, copy], check=True)
+    try:
+        told = unmounted.run("umount", unmounted.mountpoint)
+        assert (told.returncode, f"the bind mount {copy}" in told.stderr) == (3, True)
+        (copy / "a.jpg").write_bytes(b"through the copy")
+    finally:
+        subprocess.run([program("umount"), copy], check=True)
+    wait_until_gone(pid)
+    unmounted.mount()
+    assert (unmounted.mountpoint / "a.jpg").read_bytes() == b"through the copy"

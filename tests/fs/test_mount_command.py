@@ -179,8 +179,30 @@ class TestRefusedSecrets:
         unmounted.mount()
         assert "correct horse" not in unmounted.log_text()
         assert b"correct horse" not in Path(f"/proc/{unmounted.pid}/cmdline").read_bytes()
+        if os.geteuid() == 0:  # to nobody else the kernel shows it
+            assert b"correct horse" not in Path(f"/proc/{unmounted.pid}/environ").read_bytes()
         limits = Path(f"/proc/{unmounted.pid}/limits").read_text().splitlines()
         assert next(line for line in limits if "core file" in line).split()[4:6] == ["0", "0"]
+
+    @pytest.mark.parametrize("words", ["mount {store} {mount}", "check {store}", "snapshot {store} {copy}"])
+    def test_a_passphrase_command_does_not_inherit_a_passphrase(self, unmounted: Mount, words: str) -> None:
+        """A password manager is not told what some variable held, nor what it then starts."""
+        unmounted.run("init", unmounted.store, env=PASSPHRASE)
+        seen = unmounted.directory / "seen"
+        places = {
+            "store": unmounted.store,
+            "mount": unmounted.mountpoint,
+            "copy": unmounted.directory / "copy",
+        }
+        told = unmounted.run(
+            *(word.format_map(places) for word in words.split()),
+            "--passphrase-command",
+            f"cat /proc/$PPID/environ >{seen}; env >>{seen}; echo correct horse",
+            env={"PIXSTOREFS_PASSPHRASE": "incorrect donkey"},
+        )
+        assert told.returncode == 0, told.stderr
+        assert b"HOME=" in seen.read_bytes()
+        assert b"donkey" not in seen.read_bytes()
 
 
 class TestRefusedStores:

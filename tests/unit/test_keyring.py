@@ -219,6 +219,44 @@ def test_cost_is_capped_before_the_kdf_runs(monkeypatch, path, value):
         unlock(keys_json(changed(PASSPHRASE_VECTOR, path, value)), PASSPHRASE, HEADER)
 
 
+def test_cost_of_all_slots_together_is_capped_before_the_kdf_runs(monkeypatch):
+    """32 slots at the limits of one would take minutes to try: refused, and one such slot is not."""
+    costly = changed(changed(PASSPHRASE_VECTOR, "kdf.memory_kib", 1 << 20), "kdf.iterations", 16)
+    assert slot_kinds(keys_json(costly, *[KEYFILE_VECTOR] * 31)) == {"passphrase", "keyfile"}
+    monkeypatch.setattr(keyring, "Argon2id", None)
+    for slots in ([costly] * 32, [costly, PASSPHRASE_VECTOR]):
+        for secret in (PASSPHRASE, KEYFILE):
+            with pytest.raises(CorruptStore, match="all its slots together"):
+                unlock(keys_json(*slots), secret, HEADER)
+
+
+def test_as_many_slots_as_there_may_be_open_at_the_default_cost():
+    """The cap on all slots together takes nothing from a store that a writer made."""
+    usual = changed(
+        changed(PASSPHRASE_VECTOR, "kdf.memory_kib", DEFAULT_COST.memory_kib), "kdf.iterations", 3
+    )
+    assert slot_kinds(keys_json(*[usual] * 32)) == {"passphrase"}
+
+
+def test_what_costs_less_is_tried_first(monkeypatch):
+    """A costly slot that stands first does not hold up a cheap one that opens."""
+    costly = changed(PASSPHRASE_VECTOR, "kdf.memory_kib", 128)
+    tried = []
+    derived = keyring._slot_key
+    monkeypatch.setattr(
+        keyring, "_slot_key", lambda secret, kdf: tried.append(kdf["memory_kib"]) or derived(secret, kdf)
+    )
+    assert unlock(keys_json(costly, PASSPHRASE_VECTOR), PASSPHRASE, HEADER) == VECTOR_MASTER_KEY
+    assert tried == [64]
+
+
+def test_no_key_is_added_that_would_make_opening_too_costly():
+    """Each cost is within its limits; together they are not, and the store stays as it was."""
+    one, most = KdfCost(1 << 20, 16, 16), keys_json(PASSPHRASE_VECTOR)
+    with pytest.raises(InvalidInput, match="too long to try"):
+        keyring.add(most, PASSPHRASE, lambda: Secret("passphrase", b"new"), HEADER, label="b", cost=one)
+
+
 def test_create_refuses_what_unlock_would_refuse():
     """Costs and labels beyond the limits are refused when a slot is made."""
     for cost in [(1 << 21, 1, 1), (64, 17, 1), (64, 1, 17), (15, 1, 2), (64, 0, 1)]:
