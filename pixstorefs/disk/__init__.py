@@ -1,1 +1,1 @@
-"""What the store needs of a disk: durable replacement, syncs, locks, the reserve."""
+"""What the store needs of a disk: folders held by their descriptor, durable replacement, syncs, locks."""

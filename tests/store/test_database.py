@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import apsw
 import pytest
 
 from pixstorefs.errors import CorruptStore
@@ -17,7 +18,10 @@ _KEY = bytes(32)
 def database(tmp_path: Path) -> Iterator[Database]:
     """A database with one table, and a log that is not empty."""
     path = str(tmp_path / "index.db")
-    connect(path, _KEY).close()
+    Path(path).touch(0o600)
+    with closing(connect(path, _KEY, new=True)) as new:
+        new.execute("CREATE TABLE first (content)")  # until there is something, there is no page
+        new.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
     with closing(Database(path, _KEY)) as database:
         with database.transaction():
             database.execute("CREATE TABLE value (content)")
