@@ -27,7 +27,7 @@ from pixstorefs.objects.directory import OBJECTS_FOLDER, ObjectDirectory
 from pixstorefs.objects.reader import reader_of
 from pixstorefs.records import Entry, Version
 from pixstorefs.store.aside import set_objects_aside
-from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header, require_log
+from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header, require_index
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.proof import prove, witnesses
 from pixstorefs.store.store import Store
@@ -74,7 +74,7 @@ def _restore_if_damaged(path: str, key: bytes, store_id: bytes, store: Folder) -
     found = witnesses(store, index_path, key, store_id)
     doubt = None
     try:
-        require_log(store)
+        require_index(store)
         with closing(Index(index_path, key, store_id)) as index:
             doubt = prove(index, found).doubt
             damaged = doubt is not None or bool(invariants.integrity_problems(index))

@@ -6,11 +6,9 @@ what there is. The pages of that index are as encrypted as every other's; once i
 """
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable
 
-from pixstorefs.check.restore import build_index
+from pixstorefs.check.restore import build_index, scratch_folder
 from pixstorefs.errors import CorruptStore
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.store.header import read_header
@@ -38,8 +36,7 @@ def open_for_reading(path: str, secret: Secret, open_store: Callable[[], Store])
 def _with_restored_index(path: str, secret: Secret, reason: str) -> Store:
     header = read_header(path)
     _, key = unlock(path, header, secret)
-    folder = tempfile.mkdtemp(prefix="pixstorefs-rescue-")
-    try:
+    with scratch_folder(path) as folder:
         built = build_index(path, key, header.store_id, folder)
         store = Store(
             path,
@@ -50,7 +47,5 @@ def _with_restored_index(path: str, secret: Secret, reason: str) -> Store:
             read_only=True,
             restored_index=built.path,
         )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     store.report += [reason, "it is shown with an index that was restored beside it", *built.restored.lines()]
     return store

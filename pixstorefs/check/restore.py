@@ -7,13 +7,13 @@ It is left as after an unclean stop: the next opening verifies what was saved la
 """
 
 import os
-import shutil
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from pixstorefs.disk.folder import Folder, OddFile
+from pixstorefs.disk.temporary import private_folder
 from pixstorefs.errors import CorruptStore
 from pixstorefs.index import copy as index_copy
 from pixstorefs.index.merge import Merge, Merged
@@ -36,8 +36,8 @@ from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOST_
 from pixstorefs.store.numbers import BLOCK
 from pixstorefs.store.proof import witnesses
 
-_SALVAGE = "index.salvage"
 _NEW = "index.new"
+_BEGUN = INDEX_FILE + ".new"
 _COMPLETE = INDEX_FILE + ".restored"
 # What was used since the copy and left no trace (names, folders, drafts) is far below this.
 _GAP = 64 * BLOCK
@@ -153,18 +153,34 @@ def restore_index(
 
 
 def _build_in(place: "_Place", store_path: str, index_key: bytes, store_id: bytes) -> Restored:
-    """Make the new index in a folder of the store, and sort the objects by what it knows."""
+    """Make the new index, put it beside the damaged one, and sort the objects by what it knows."""
     place.clear()
     try:
-        place.store.made_folder(_SALVAGE).close()
-        built = build_index(store_path, index_key, store_id, os.path.join(store_path, _SALVAGE))
-        restored = built.restored
-        restored.objects_aside = place.sort_objects(store_id, built.known)
-        place.finish()
+        with scratch_folder(store_path) as folder:
+            built = build_index(store_path, index_key, store_id, folder)
+            restored = built.restored
+            restored.objects_aside = place.sort_objects(store_id, built.known)
+            place.finish(folder)
     except BaseException:
         place.clear()
         raise
     return restored
+
+
+@contextmanager
+def scratch_folder(store_path: str) -> Iterator[str]:
+    """A private folder in which the index of a store can be made anew. Raises NoSpace."""
+    with closing(Folder.at(store_path)) as store:
+        # The index as it is, what stands in for its lost pages, and the new one.
+        size_bytes = 3 * sum(_size_bytes(store, name) for name in INDEX_FILES)
+    with private_folder(size_bytes, f"restoring the index of {store_path}") as folder:
+        yield folder
+
+
+def _size_bytes(store: Folder, name: str) -> int:
+    """What a file takes on the disk: its length may be anything."""
+    status = store.file_status(name)
+    return min(status.st_blocks * 512, status.st_size) if status is not None else 0
 
 
 class _Place:
@@ -176,9 +192,8 @@ class _Place:
 
     def clear(self) -> None:
         """Remove what an earlier restoring did not finish."""
+        self.store.unlink_if_there(_BEGUN)
         self.store.unlink_if_there(_COMPLETE)
-        # It holds a copy of what is in the store. A link in its place is not followed.
-        shutil.rmtree(_SALVAGE, ignore_errors=True, dir_fd=self.store.fd)
 
     def sort_objects(self, store_id: bytes, known: set[int]) -> list[str]:
         """Objects without a row are set aside, those with one come back; returns where the first are."""
@@ -195,12 +210,12 @@ class _Place:
         strangers = [objects.ids_in(number) - known for number in objects.folders()]
         return set_objects_aside(self.store, objects, sorted(set().union(*strangers)))
 
-    def finish(self) -> None:
-        """The new index is complete."""
-        with closing(self.store.folder(_SALVAGE)) as scratch:
-            scratch.rename(_NEW, _COMPLETE, self.store)
+    def finish(self, folder: str) -> None:
+        """The new index is complete, in another folder."""
+        with closing(Folder.at(folder)) as made:
+            copy_file(made, _NEW, self.store, _BEGUN)
+        self.store.rename(_BEGUN, _COMPLETE)
         self.store.sync()
-        shutil.rmtree(_SALVAGE, ignore_errors=True, dir_fd=self.store.fd)
 
     def swap(self) -> str:
         """Set the damaged index and its log aside, put the new one in place; returns where the old is.

@@ -18,7 +18,7 @@ from pixstorefs.index.rows import Index
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.store.copies import damaged_copies
-from pixstorefs.store.header import INDEX_FILE, read_header, require_log
+from pixstorefs.store.header import INDEX_FILE, read_header
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.proof import prove, witnesses
 
@@ -31,7 +31,6 @@ class StoreView:
         self.path = path
         header = read_header(path)
         self.folder = Folder.at(path)
-        require_log(self.folder)
         self.header = header.raw
         self.slots, key = unlock(path, header, secret)
         self.store_id = header.store_id

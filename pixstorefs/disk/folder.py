@@ -108,7 +108,7 @@ class Folder:
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise self._odd(name, "file", status)
+                raise self.odd(name, "file", status)
         except BaseException:
             os.close(fd)
             raise
@@ -135,7 +135,7 @@ class Folder:
         status = self.status(name)
         if status is not None:
             if not stat.S_ISREG(status.st_mode):
-                raise self._odd(name, "file", status)
+                raise self.odd(name, "file", status)
             self._refuse_foreign(name, status)
 
     def _refuse_foreign(self, name: str, status: os.stat_result) -> None:
@@ -256,7 +256,7 @@ class Folder:
         try:
             status = os.fstat(found)
             if not stat.S_ISREG(status.st_mode):
-                raise self._odd(name, "file", status)
+                raise self.odd(name, "file", status)
             return os.open(f"/proc/self/fd/{found}", flags & ~(os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC)
         finally:
             os.close(found)
@@ -267,9 +267,10 @@ class Folder:
         except OSError as error:
             if error.errno not in _ODD or self.fd < 0:
                 raise
-        raise self._odd(name, wanted, self.status(name))
+        raise self.odd(name, wanted, self.status(name))
 
-    def _odd(self, name: str, wanted: str, status: os.stat_result | None) -> OddFile:
+    def odd(self, name: str, wanted: str, status: os.stat_result | None) -> OddFile:
+        """The error to raise where something else lies in the place of a `wanted` file or folder."""
         place = self._place(name)
         if status is None:  # the name leads through something that is no folder
             place, what = os.path.dirname(place), "no folder"

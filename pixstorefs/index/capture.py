@@ -12,8 +12,6 @@ process that is killed leaves nothing.
 
 import contextlib
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +19,8 @@ from dataclasses import dataclass
 from pixstorefs.disk.files import FULL_ERRNOS, copy_content
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.hold import held
-from pixstorefs.errors import NoSpace, StoreInUse
+from pixstorefs.disk.temporary import no_room, private_folder
+from pixstorefs.errors import StoreInUse
 from pixstorefs.index.database import LOG_HOLD_FILE, index_is_missing
 from pixstorefs.index.rows import Index
 
@@ -32,9 +31,6 @@ _FRAME_HEADER_BYTES = 24
 _ROUNDS = 10
 # File systems stamp times that coarsely, at worst (ext4 4 ms, FAT 2 s): a file as young may change unnoticed.
 _TIMESTAMP_NS = 2_000_000_000
-# Others write to the same disk meanwhile.
-_SPARE_BYTES = 8 << 20
-_TEMPORARY_FOLDERS = ("/tmp", "/var/tmp")  # noqa: S108 (mkdtemp makes a folder of our own there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,42 +101,18 @@ def open_captured(index_path: str, key: bytes, store_id: bytes) -> tuple[Index, 
 
     Raises CorruptStore, NewerFormat, NoSpace, StoreInUse, OSError.
     """
-    folder = tempfile.mkdtemp(prefix="pixstorefs-", dir=_folder_with_room(index_path))
+    what = f"a copy of the index {index_path}"
+    size_bytes = _size_bytes(index_path)
     try:
-        path = os.path.join(folder, os.path.basename(index_path))
-        moment = capture(index_path, path)
-        # SQLite has both files open from now on, and needs no names.
-        return Index(path, key, store_id, copy_of=index_path), moment
+        with private_folder(size_bytes, what) as folder:
+            path = os.path.join(folder, os.path.basename(index_path))
+            moment = capture(index_path, path)
+            # SQLite has both files open from now on, and needs no names.
+            return Index(path, key, store_id, copy_of=index_path), moment
     except OSError as error:
         if error.errno in FULL_ERRNOS:
-            raise _no_room(index_path) from error
+            raise no_room(size_bytes, what) from error
         raise
-    finally:
-        shutil.rmtree(folder)
-
-
-def _folder_with_room(index_path: str) -> str:
-    """A folder for temporary files on a disk that has room for a copy. Raises NoSpace."""
-    for folder in (os.environ.get("TMPDIR"), *_TEMPORARY_FOLDERS):
-        if folder and _has_room(folder, _size_bytes(index_path)):
-            return folder
-    raise _no_room(index_path)
-
-
-def _has_room(folder: str, size_bytes: int) -> bool:
-    try:
-        disk = os.statvfs(folder)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK) and disk.f_bavail * disk.f_frsize >= size_bytes + _SPARE_BYTES
-
-
-def _no_room(index_path: str) -> NoSpace:
-    size_mb = (_size_bytes(index_path) + _SPARE_BYTES) // 1_000_000 + 1
-    return NoSpace(
-        f"a copy of the index {index_path} needs {size_mb} MB, and neither $TMPDIR nor /tmp nor /var/tmp has "
-        "them. Nothing is wrong with the store: name a folder on a disk with room, as in TMPDIR=/mnt/other"
-    )
 
 
 def _size_bytes(index_path: str) -> int:

@@ -14,13 +14,16 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
-from pixstorefs.disk.files import removed_on_error, sync_directory
+from pixstorefs.disk.folder import Folder
+from pixstorefs.disk.temporary import private_folder
 from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.index import copy as index_copy
 from pixstorefs.index.database import LOG_LIMIT_BYTES, log_size_bytes
 from pixstorefs.index.rows import Index, State
+from pixstorefs.objects.transfer import copy_file
 from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES
 
 log = logging.getLogger(__name__)
@@ -173,39 +176,52 @@ class Copies:
     def _replace_older(self) -> State:
         if not self._follow():
             raise _GivenUp
-        os.makedirs(self._folder, 0o700, exist_ok=True)
-        _require_real(self._folder)
-        path = os.path.join(self._folder, _NEW)
-        if os.path.lexists(path):
-            os.unlink(path)  # of a process that was killed
-        with self._index.log_at_rest(wait=True):
-            self._require_room()
-            index_copy.take_copy(self._index.path, self._key, path, self._go_on)
-        with removed_on_error(path):
-            index_copy.verify(path, self._key, self._index.store_id)
+        size_bytes = os.stat(self._index.path).st_size + log_size_bytes(self._index.path)
+        with (
+            private_folder(size_bytes, "a copy of the index") as private,
+            closing(Folder.at(private)) as made,
+            closing(Folder.at(os.path.dirname(self._index.path))) as store,
+            closing(store.made_folder(COPIES_FOLDER)) as copies,
+        ):
+            _require_room(copies, size_bytes)
+            path = os.path.join(private, _NEW)
+            with self._index.log_at_rest(wait=True):
+                index_copy.take_copy(self._index.path, self._key, path, self._go_on)
             state = index_copy.state_of(path, self._key, self._index.store_id)
+            self._place(made, copies)
+            store.sync()
+        return state
+
+    def _place(self, made: Folder, copies: Folder) -> None:
+        """Put a new copy in the place of the older one, when it was read back from the disk."""
+        copies.unlink_if_there(_NEW)  # of a process that was killed
+        try:
+            copy_file(made, _NEW, copies, _NEW)
+            index_copy.verify(os.path.join(copies.path, _NEW), self._key, self._index.store_id)
             # A copy that is ahead of its index says that the index is an old one (see `proof`). So what the
             # copy has is durable first. Through a descriptor of its own: Linux tells an error once to each.
             index_copy.sync_file(self._index.path + "-wal")
-            os.rename(path, self._target())
-        sync_directory(self._folder)
-        return state
+            copies.rename(_NEW, os.path.basename(self._target()))
+        except BaseException:
+            copies.unlink_if_there(_NEW)
+            raise
+        copies.sync()
 
     def _target(self) -> str:
         copies = {copy.path: copy for copy in _copies_in(self._folder, self._key, self._index.store_id)}
         paths = [os.path.join(self._folder, name) for name in COPY_NAMES]
         return min(paths, key=lambda path: copies[path].age if path in copies else (-1, 0))
 
-    def _require_room(self) -> None:
-        """A copy takes at most half of what is left: it must not be what fills the disk."""
-        space = os.statvfs(self._folder)
-        size_bytes = os.stat(self._index.path).st_size + log_size_bytes(self._index.path)
-        if space.f_bavail * space.f_frsize < 2 * size_bytes:
-            raise NoSpace(f"the disk has too little room for {size_bytes} bytes more")
-
     def _go_on(self) -> None:
         if self._stopped or log_size_bytes(self._index.path) > LOG_LIMIT_BYTES:
             raise _GivenUp
+
+
+def _require_room(copies: Folder, size_bytes: int) -> None:
+    """A copy takes at most half of what is left: it must not be what fills the disk."""
+    space = os.statvfs(copies.fd)
+    if space.f_bavail * space.f_frsize < 2 * size_bytes:
+        raise NoSpace(f"the disk has too little room for {size_bytes} bytes more")
 
 
 def newest_copy(store_path: str, key: bytes, store_id: bytes) -> Copy | None:

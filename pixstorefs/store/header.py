@@ -8,6 +8,8 @@ A change of the keys writes the copy first, durably: it may be ahead of the file
 import errno
 import json
 import os
+import shlex
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -90,10 +92,24 @@ def differing_copies(store: Folder | str) -> list[str]:
         ]
 
 
-def require_log(folder: Folder) -> None:
-    """Refuse a log of the index that SQLite would write somewhere else. Raises OddFile."""
-    for suffix in LOG_SUFFIXES:
-        folder.require_own(INDEX_FILE + suffix)
+def require_index(folder: Folder) -> None:
+    """Refuse an index or a log that SQLite would write somewhere else, too. Raises CorruptStore, OddFile.
+
+    Without opening them: closing a second descriptor of a file of SQLite takes its locks away (fcntl(2)).
+    """
+    for name in (INDEX_FILE, *(INDEX_FILE + suffix for suffix in LOG_SUFFIXES)):
+        status = folder.status(name)
+        if status is None:
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise folder.odd(name, "file", status)
+        if status.st_nlink > 1:
+            place = shlex.quote(os.path.join(folder.path, name))
+            raise CorruptStore(
+                f"{place} has another name elsewhere, and writing to it would change that file as well. "
+                "Nothing was changed. Make it a file of its own: "
+                f"cp -p {place} {place}.own && mv {place}.own {place}"
+            )
 
 
 def put_back(store: Folder | str, header: bytes, slots: bytes) -> list[str]:

@@ -28,7 +28,7 @@ from pixstorefs.store.barrier import Barrier
 from pixstorefs.store.barrier_record import BarrierRecord, clean_claim
 from pixstorefs.store.copies import Copies, Schedule
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.header import INDEX_FILE, require_log
+from pixstorefs.store.header import INDEX_FILE, require_index
 from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.proof import Proof, prove, require, witnesses
@@ -74,7 +74,8 @@ class Store:
         self._objects = ObjectDirectory(self.folder, store_id)
         try:
             immutable = ownership is None
-            require_log(self.folder)
+            if restored_index is None:
+                require_index(self.folder)
             index_path = restored_index or os.path.join(self.folder.reachable_path() or path, INDEX_FILE)
             if immutable and log_size_bytes(index_path):
                 raise _needs_recovery(path)  # the log, which tells so, cannot be read here
