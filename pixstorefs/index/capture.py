@@ -21,12 +21,10 @@ from dataclasses import dataclass
 from pixstorefs.disk.files import FULL_ERRNOS, copy_content
 from pixstorefs.disk.hold import held
 from pixstorefs.errors import NoSpace, StoreInUse
-from pixstorefs.index.database import index_is_missing, log_hold_path
+from pixstorefs.index.database import LOG_HEADER_BYTES, index_is_missing, log_hold_path, written_log_bytes
 from pixstorefs.index.rows import Index
 
 _LOG_SUFFIX = "-wal"
-_LOG_HEADER_BYTES = 32
-_FRAME_HEADER_BYTES = 24
 # An owner that does not know the hold (an older version) may meet it every time.
 _ROUNDS = 10
 # File systems stamp times that coarsely, at worst (ext4 4 ms, FAT 2 s): a file as young may change unnoticed.
@@ -144,7 +142,7 @@ def _size_bytes(index_path: str) -> int:
 def _copy_both(index_path: str, target: str) -> None:
     _copy(index_path, target, lambda fd: os.fstat(fd).st_size)
     with contextlib.suppress(FileNotFoundError):
-        _copy(index_path + _LOG_SUFFIX, target + _LOG_SUFFIX, _written_bytes)
+        _copy(index_path + _LOG_SUFFIX, target + _LOG_SUFFIX, written_log_bytes)
 
 
 def _copy(path: str, target: str, length_bytes: Callable[[int], int]) -> None:
@@ -159,21 +157,6 @@ def _copy(path: str, target: str, length_bytes: Callable[[int], int]) -> None:
         os.close(source)
 
 
-def _written_bytes(log: int) -> int:
-    """How much of a log counts: behind it are zeros, or frames from before it began anew.
-
-    Layout: https://sqlite.org/fileformat2.html#walformat
-    """
-    header = os.pread(log, _LOG_HEADER_BYTES, 0)
-    if len(header) < _LOG_HEADER_BYTES:
-        return 0
-    frame_bytes = _FRAME_HEADER_BYTES + int.from_bytes(header[8:12])
-    end = _LOG_HEADER_BYTES
-    while os.pread(log, _FRAME_HEADER_BYTES, end)[8:16] == header[16:24]:
-        end += frame_bytes
-    return end
-
-
 def _remove(target: str) -> None:
     for suffix in ("", _LOG_SUFFIX):
         with contextlib.suppress(FileNotFoundError):
@@ -186,7 +169,7 @@ def _moment(index_path: str) -> Moment:
         raise index_is_missing(index_path)
     header = b""
     with contextlib.suppress(FileNotFoundError), open(index_path + _LOG_SUFFIX, "rb") as log:
-        header = log.read(_LOG_HEADER_BYTES)
+        header = log.read(LOG_HEADER_BYTES)
     return Moment(database, _file_state(index_path + _LOG_SUFFIX), header, time.time_ns())
 
 

@@ -22,6 +22,7 @@ import os
 import threading
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import apsw
@@ -41,6 +42,8 @@ _CHECKPOINT_FROM_BYTES = 4 << 20
 _LOG_KEPT_BYTES = 8 << 20
 _PART_OF_DISK = 32
 _PAGE_SIZE_BYTES = 4096
+LOG_HEADER_BYTES = 32
+_FRAME_HEADER_BYTES = 24
 _BUSY_TIMEOUT_MS = 10_000
 _STEPS_BETWEEN_SIGNALS = 100_000
 _VFS = "multipleciphers-unix-excl"
@@ -121,7 +124,10 @@ class Database:
     # Durability
 
     def sync_log(self) -> None:
-        """Make every committed transaction durable. Called without the store's lock, from any thread."""
+        """Make every committed transaction durable. Called without the store's lock, from any thread.
+
+        Raises CorruptStore where somebody deleted the log: no sync of what has no name would be of use.
+        """
         if self._log_fd < 0:
             try:
                 self._log_fd = os.open(self.path + "-wal", os.O_RDONLY)
@@ -129,6 +135,8 @@ class Database:
                 return
             sync_directory(os.path.dirname(self.path))
         os.fdatasync(self._log_fd)
+        if os.fstat(self._log_fd).st_nlink == 0:
+            raise _log_is_lost(self.path)
 
     @contextlib.contextmanager
     def log_at_rest(self, *, wait: bool) -> Iterator[bool]:
@@ -159,6 +167,27 @@ class Database:
     def checkpoint_is_due(self) -> bool:
         """Whether the log is large enough to be moved into the database."""
         return self._log_pages * _PAGE_SIZE_BYTES >= _CHECKPOINT_FROM_BYTES
+
+    def require_whole_log(self) -> None:
+        """Raises CorruptStore where somebody cut the log (with the lock held, inside `log_unread`).
+
+        SQLite takes a hole in it for an empty page, and would write that into the database. So the log is
+        moved there only if no page that counts is in the hole, as far as SQLite can tell.
+        """
+        if self.log_seems_whole():
+            return
+        with contextlib.suppress(PixstoreError), closing(Database(self.path, self._key)) as anew:
+            if anew.execute("PRAGMA quick_check(1)") == [("ok",)]:
+                self.empty_log(checkpointed=self.checkpoint())
+        raise _log_is_lost(self.path)
+
+    def log_seems_whole(self) -> bool:
+        """Whether every committed frame is in the log. Called without the lock: then False may be wrong."""
+        pages = self._log_pages
+        if self._log_fd < 0 or not pages:
+            return True
+        frames_bytes = written_log_bytes(self._log_fd) - LOG_HEADER_BYTES
+        return frames_bytes >= pages * (_FRAME_HEADER_BYTES + _PAGE_SIZE_BYTES)
 
     def checkpoint(self) -> bool:
         """Copy the log into the database, synced, without blocking the writer. Called without the lock.
@@ -212,6 +241,7 @@ class Database:
             return
         with translated(self.path, self._checkpointer):
             self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        self._log_pages = 0
 
 
 def connect(
@@ -284,6 +314,14 @@ def index_is_missing(path: str) -> CorruptStore:
     )
 
 
+def _log_is_lost(path: str) -> CorruptStore:
+    return CorruptStore(
+        f"another program cut or deleted {path}-wal, the log of the index: what was saved since the store "
+        "was mounted may be lost. Copy what you added out of the mount while it shows it; then unmount, "
+        "mount, and look what is missing"
+    )
+
+
 def log_hold_path(path: str) -> str:
     """The file that holds the log of the index at `path`: while it is locked, only appending is allowed."""
     return os.path.join(os.path.dirname(path), _LOG_HOLD_FILE)
@@ -324,3 +362,18 @@ def log_size_bytes(path: str) -> int:
         return os.stat(path + "-wal").st_size
     except FileNotFoundError:
         return 0
+
+
+def written_log_bytes(log: int) -> int:
+    """How much of a log counts: behind it are zeros, or frames from before it began anew.
+
+    Layout: https://sqlite.org/fileformat2.html#walformat
+    """
+    header = os.pread(log, LOG_HEADER_BYTES, 0)
+    if len(header) < LOG_HEADER_BYTES:
+        return 0
+    frame_bytes = _FRAME_HEADER_BYTES + int.from_bytes(header[8:12])
+    end = LOG_HEADER_BYTES
+    while os.pread(log, _FRAME_HEADER_BYTES, end)[8:16] == header[16:24]:
+        end += frame_bytes
+    return end
