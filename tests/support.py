@@ -83,6 +83,10 @@ class Mount:
         """
         self._prefix = [program("unshare"), "--user"]
 
+    def with_descriptors(self, soft: int, hard: int) -> None:
+        """Run commands with limits of their own on how many files a process may have open."""
+        self._prefix = [program("prlimit"), f"--nofile={soft}:{hard}"]
+
     def without_helper(self) -> None:
         """The same where, in a mount namespace of its own, fusermount3 is not installed. Needs root."""
         hide = "mount --bind /dev/null {0}"

@@ -5,10 +5,12 @@ met: no `sleep 1` in anybody's script. Fork comes before any thread exists; noth
 carry along (SQLite, locks, trio) is opened before it.
 """
 
+import contextlib
 import faulthandler
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -134,15 +136,20 @@ def _detach(report: _Report) -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     # Whatever the caller left open (locks, pipes someone reads to the end) is not ours to keep.
-    keep = report.descriptor
-    assert keep is not None
-    os.closerange(3, keep)
-    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+    # Asked of the kernel: a limit may be a thousand million, and each number below it would be tried.
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and descriptor != report.descriptor:
+            with contextlib.suppress(OSError):  # the listing's own is closed by now
+                os.close(descriptor)
 
 
 def _leave_surroundings() -> None:
     os.chdir("/")  # keep nobody from unmounting the disk the command was started on
     os.umask(0o077)
+    # Every open draft and every image that is read has a descriptor. The soft limit is low (1024) for
+    # programs that use select(2), which we do not.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _start_log(log_path: str, *, debug: bool) -> list[str]:

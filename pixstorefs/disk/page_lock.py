@@ -11,7 +11,11 @@ _MAP_LOCKED = 0x2000
 
 
 class PageLock:
-    """The locked pages of one file, or none. A file that shrinks meanwhile does no harm."""
+    """The locked pages of one file, or none. A file that shrinks meanwhile does no harm.
+
+    Nobody reads or writes through the mapping, and only an access of ours could raise SIGBUS: mmap(2) reports
+    nothing that goes wrong with bringing the pages in (MAP_LOCKED). mlock(2) would need a mapping, too.
+    """
 
     def __init__(self) -> None:
         self._pages: mmap.mmap | None = None

@@ -21,12 +21,10 @@ from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.hold import held
 from pixstorefs.disk.temporary import no_room, private_folder
 from pixstorefs.errors import StoreInUse
-from pixstorefs.index.database import LOG_HOLD_FILE, index_is_missing
+from pixstorefs.index.database import LOG_HEADER_BYTES, LOG_HOLD_FILE, index_is_missing, written_log_bytes
 from pixstorefs.index.rows import Index
 
 _LOG_SUFFIX = "-wal"
-_LOG_HEADER_BYTES = 32
-_FRAME_HEADER_BYTES = 24
 # An owner that does not know the hold (an older version) may meet it every time.
 _ROUNDS = 10
 # File systems stamp times that coarsely, at worst (ext4 4 ms, FAT 2 s): a file as young may change unnoticed.
@@ -122,7 +120,7 @@ def _size_bytes(index_path: str) -> int:
 def _copy_both(folder: Folder, name: str, target: str) -> None:
     _copy(folder, name, target, lambda fd: os.fstat(fd).st_size)
     with contextlib.suppress(FileNotFoundError):
-        _copy(folder, name + _LOG_SUFFIX, target + _LOG_SUFFIX, _written_bytes)
+        _copy(folder, name + _LOG_SUFFIX, target + _LOG_SUFFIX, written_log_bytes)
 
 
 def _copy(folder: Folder, name: str, target: str, length_bytes: Callable[[int], int]) -> None:
@@ -135,21 +133,6 @@ def _copy(folder: Folder, name: str, target: str, length_bytes: Callable[[int], 
             os.close(copy)
     finally:
         os.close(source)
-
-
-def _written_bytes(log: int) -> int:
-    """How much of a log counts: behind it are zeros, or frames from before it began anew.
-
-    Layout: https://sqlite.org/fileformat2.html#walformat
-    """
-    header = os.pread(log, _LOG_HEADER_BYTES, 0)
-    if len(header) < _LOG_HEADER_BYTES:
-        return 0
-    frame_bytes = _FRAME_HEADER_BYTES + int.from_bytes(header[8:12])
-    end = _LOG_HEADER_BYTES
-    while os.pread(log, _FRAME_HEADER_BYTES, end)[8:16] == header[16:24]:
-        end += frame_bytes
-    return end
 
 
 def _remove(target: str) -> None:
@@ -169,7 +152,7 @@ def _moment(folder: Folder, name: str) -> Moment:
         raise index_is_missing(os.path.join(folder.path, name))
     header = b""
     with contextlib.suppress(FileNotFoundError):
-        header = folder.read(name + _LOG_SUFFIX, _LOG_HEADER_BYTES)
+        header = folder.read(name + _LOG_SUFFIX, LOG_HEADER_BYTES)
     return Moment(database, _file_state(folder, name + _LOG_SUFFIX), header, time.time_ns())
 
 

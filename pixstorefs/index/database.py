@@ -23,6 +23,7 @@ import stat
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import apsw
@@ -44,6 +45,8 @@ _CHECKPOINT_FROM_BYTES = 4 << 20
 _LOG_KEPT_BYTES = 8 << 20
 _PART_OF_DISK = 32
 _PAGE_SIZE_BYTES = 4096
+LOG_HEADER_BYTES = 32
+_FRAME_HEADER_BYTES = 24
 _BUSY_TIMEOUT_MS = 10_000
 _STEPS_BETWEEN_SIGNALS = 100_000
 _VFS = "multipleciphers-unix-excl"
@@ -157,17 +160,14 @@ class Database:
 
     def _require_names(self) -> None:
         """Refuse to call durable what lies in a file that the next opening will not find."""
-        for path, status in ((self.path, self._file), (self.path + "-wal", os.fstat(self._log_fd))):
-            try:
-                same = os.path.samestat(os.stat(path), status)
-            except FileNotFoundError:
-                same = False
-            if not same:
-                raise CorruptStore(
-                    f"{path} was removed or replaced while the store is in use: what is saved now reaches a "
-                    "file that nobody finds again. Copy what you saved last to another place, then unmount; "
-                    "pixstorefs check --repair restores the rest"
-                )
+        if not _is_file(self.path + "-wal", os.fstat(self._log_fd)):
+            raise _log_is_lost(self.path)
+        if not _is_file(self.path, self._file):
+            raise CorruptStore(
+                f"{self.path} was removed or replaced while the store is in use: what is saved now reaches a "
+                "file that nobody finds again. Copy what you added out of the mount while it shows it, then "
+                "unmount; pixstorefs check --repair restores the rest"
+            )
 
     def _open_log(self) -> None:
         self._log_fd = os.open(self.path + "-wal", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -202,6 +202,27 @@ class Database:
     def checkpoint_is_due(self) -> bool:
         """Whether the log is large enough to be moved into the database."""
         return self._log_pages * _PAGE_SIZE_BYTES >= _CHECKPOINT_FROM_BYTES
+
+    def require_whole_log(self) -> None:
+        """Raises CorruptStore where somebody cut the log (with the lock held, inside `log_unread`).
+
+        SQLite takes a hole in it for an empty page, and would write that into the database. So the log is
+        moved there only if no page that counts is in the hole, as far as SQLite can tell.
+        """
+        if self.log_seems_whole():
+            return
+        with contextlib.suppress(PixstoreError), closing(Database(self.path, self._key)) as anew:
+            if anew.execute("PRAGMA quick_check(1)") == [("ok",)]:
+                self.empty_log(checkpointed=self.checkpoint())
+        raise _log_is_lost(self.path)
+
+    def log_seems_whole(self) -> bool:
+        """Whether every committed frame is in the log. Called without the lock: then False may be wrong."""
+        pages = self._log_pages
+        if self._log_fd < 0 or not pages:
+            return True
+        frames_bytes = written_log_bytes(self._log_fd) - LOG_HEADER_BYTES
+        return frames_bytes >= pages * (_FRAME_HEADER_BYTES + _PAGE_SIZE_BYTES)
 
     def checkpoint(self) -> bool:
         """Copy the log into the database, synced, without blocking the writer. Called without the lock.
@@ -267,7 +288,7 @@ class Database:
             return
         with translated(self.path, self._checkpointer):
             self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            self._log_pages = 0
+        self._log_pages = 0
 
 
 def connect(
@@ -366,6 +387,22 @@ def index_is_missing(path: str) -> CorruptStore:
     return CorruptStore(f"{path} is missing: the store has lost its index. {_ADVICE}")
 
 
+def _is_file(path: str, status: os.stat_result) -> bool:
+    """Whether a name still is that of a file that was opened by it."""
+    try:
+        return os.path.samestat(os.stat(path), status)
+    except FileNotFoundError:
+        return False
+
+
+def _log_is_lost(path: str) -> CorruptStore:
+    return CorruptStore(
+        f"another program cut or deleted {path}-wal, the log of the index: what was saved since the store "
+        "was mounted may be lost. Copy what you added out of the mount while it shows it; then unmount, "
+        "mount, and look what is missing"
+    )
+
+
 @contextlib.contextmanager
 def translated(path: str, db: apsw.Connection | None = None) -> Iterator[None]:
     """Turn SQLite's errors into ours: one class per reaction. `db` knows the system's error behind them."""
@@ -399,3 +436,18 @@ def log_size_bytes(path: str) -> int:
     except FileNotFoundError:
         return 0
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def written_log_bytes(log: int) -> int:
+    """How much of a log counts: behind it are zeros, or frames from before it began anew.
+
+    Layout: https://sqlite.org/fileformat2.html#walformat
+    """
+    header = os.pread(log, LOG_HEADER_BYTES, 0)
+    if len(header) < LOG_HEADER_BYTES:
+        return 0
+    frame_bytes = _FRAME_HEADER_BYTES + int.from_bytes(header[8:12])
+    end = LOG_HEADER_BYTES
+    while os.pread(log, _FRAME_HEADER_BYTES, end)[8:16] == header[16:24]:
+        end += frame_bytes
+    return end

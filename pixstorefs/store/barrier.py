@@ -229,6 +229,9 @@ class Barrier:
         with self._index.log_unread() as unread:
             if not unread:
                 return  # the next barrier tries again
+            if not self._index.log_seems_whole():
+                with self._lock:
+                    self._index.require_whole_log()
             checkpointed = self._index.checkpoint()
             if not (checkpointed and self._index.keep_log()):
                 with self._lock:

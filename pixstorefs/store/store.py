@@ -164,6 +164,8 @@ class Store:
         """Copy the log into the database, and truncate it; False where another process reads for longer."""
         with self.index.log_unread(wait_s=wait_s) as unread:
             if unread:
+                with self.lock:
+                    self.index.require_whole_log()
                 self._transactions.with_reserve(
                     lambda: self.index.empty_log(checkpointed=self.index.checkpoint(), withdraw=withdraw)
                 )
