@@ -124,3 +124,18 @@ class ReadOnlyStore(PixstoreError):
 
     errno = errno.EROFS
     exit_code = 13
+
+
+class NoRights(PixstoreError):
+    """This user may not read or write a file that is needed. Whether it is intact nobody knows."""
+
+    errno = errno.EACCES
+    exit_code = 17
+
+    @classmethod
+    def to(cls, refused: OSError) -> "NoRights":
+        """For what the kernel refused with EACCES or EPERM."""
+        return cls(
+            f"{refused.filename or 'a file'}: {refused.strerror}. Run the command as the user it belongs to, "
+            "or have that user give you the rights. Nothing is known to be damaged"
+        )

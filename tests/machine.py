@@ -156,7 +156,10 @@ def installed() -> Iterator[Machine]:
     try:
         if machine.run("test", "-x", CHECKOUT / "scripts" / "install").returncode != 0:
             cannot_run("the checkout is a mount below a directory that is replaced here")
-        machine.ok(CHECKOUT / "scripts" / "install")
+        install = machine.run(CHECKOUT / "scripts" / "install")
+        if "others than root can write to" in install.stderr:
+            cannot_run("the checkout is not root's alone, so scripts/install refuses it")
+        assert install.returncode == 0, install.stderr
         yield machine
     finally:
         machine.close()

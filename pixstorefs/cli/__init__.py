@@ -4,6 +4,7 @@
 import what they need inside, so that --help and refusals do not wait for FUSE, SQLite and ciphers.
 """
 
+import os
 import sys
 from typing import NoReturn
 
@@ -18,7 +19,7 @@ from pixstorefs.cli.mount_helper import exit_status, mount_helper_command
 from pixstorefs.cli.snapshot import snapshot_command
 from pixstorefs.cli.status import status_command
 from pixstorefs.cli.umount import umount_command
-from pixstorefs.errors import PixstoreError
+from pixstorefs.errors import InvalidInput, NoRights, PixstoreError
 
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -81,6 +82,9 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     """Run one command; returns its exit status. No traceback leaves here, except by --debug."""
     console.open_standard_descriptors()
     debug = arguments[:1] == ["--debug"]
+    if not _is_somewhere():
+        console.error("the directory you are in was deleted: change into one that exists, and try again")
+        return InvalidInput.exit_code
     try:
         status = command.main(arguments, prog_name=name, standalone_mode=False)
     except PixstoreError as error:
@@ -93,9 +97,21 @@ def run(command: click.Command, name: str, arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         console.error("interrupted")
         return _EXIT_INTERRUPTED
+    except PermissionError as error:
+        console.error(str(NoRights.to(error)))
+        return NoRights.exit_code
     except Exception as error:  # noqa: BLE001  the last line of defence against tracebacks
         return console.unexpected(error, debug=debug)
     return status if isinstance(status, int) else 0
+
+
+def _is_somewhere() -> bool:
+    """Whether a relative path leads anywhere: getcwd(2) fails in a directory that was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _usage_problem(error: click.ClickException) -> int:

@@ -1,11 +1,12 @@
 """`pixstorefs init`: make a store without mounting it."""
 
+import errno
 import os
 
 import click
 
 from pixstorefs.cli.secrets_options import NewSecret, SecretChoice, secret_options
-from pixstorefs.errors import InvalidInput, NotAStore
+from pixstorefs.errors import InvalidInput, NoSpace, NotAStore
 
 
 @click.command("init", short_help="Make a new store.")
@@ -38,11 +39,17 @@ def init_command(
 
 
 def refuse_foreign(path: str) -> None:
-    """Refuse a place that cannot become a store before anybody types a passphrase. Raises NotAStore."""
+    """Refuse a place that cannot become a store before anybody types a passphrase.
+
+    Raises NotAStore, StoreInUse, NoRights.
+    """
+    from pixstorefs.store import header
+
     if not os.path.lexists(path):
         return
     if not os.path.isdir(path):
         raise NotAStore(f"{path} is not a directory, so it cannot be a store. Nothing was changed.")
+    header.require_nobody_makes(path)
     if os.listdir(path):
         raise NotAStore(
             f"{path} is not a store and not empty: pixstorefs never turns somebody's files into a store. "
@@ -54,5 +61,11 @@ def create(path: str, new: NewSecret, *, padding: bool = True) -> None:
     """Create the store and say what opens it."""
     from pixstorefs.store import header
 
-    header.create_store(path, new.make, padding=padding)
+    try:
+        header.create_store(path, new.make, padding=padding)
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise  # told for every command alike
+        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else NotAStore
+        raise kind(f"{path} cannot be made a store: {error.strerror} ({error.filename or path})") from error
     new.tell(path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pixstorefs.cli import console
-from pixstorefs.errors import InvalidInput, WrongKey
+from pixstorefs.errors import InvalidInput, NoRights, WrongKey
 
 if TYPE_CHECKING:
     from pixstorefs.keys.secrets import Secret
@@ -51,12 +51,13 @@ def secret_for_store(
     """The secret to open an existing store with; one of `kinds` where none was given.
 
     Raises WrongKey, listing what would open it, where nothing was given and nobody can be asked;
-    CorruptStore, NewerFormat, InvalidInput.
+    CorruptStore, NewerFormat, InvalidInput; NoRights if this user may not read the store.
     """
     from pixstorefs.keys import keyring, secrets
     from pixstorefs.store import header
 
     environment = secrets.take_from_environment()
+    _require_readable(store_path)
     # The header first: a store this program cannot read should not ask for a passphrase.
     store_header = header.read_header(store_path)
     secret = _given(choice) or secrets.passphrase_from_environment(environment)
@@ -78,6 +79,19 @@ def secret_for_store(
     raise WrongKey(
         f"no key was given for the store {store_path}. It opens with {' or '.join(ways) or 'nothing'}."
     )
+
+
+def _require_readable(store_path: str) -> None:
+    """Raises NoRights. SQLite tells an index that may not be read from a damaged one by words at best."""
+    from pixstorefs.store import header
+
+    for name in (header.HEADER_FILE, header.KEYS_FILE, header.INDEX_FILE):
+        try:
+            os.close(os.open(os.path.join(store_path, name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except PermissionError as error:
+            raise NoRights.to(error) from None
+        except OSError:
+            continue  # whatever it is, who reads it says it better
 
 
 class NewSecret:

@@ -18,7 +18,7 @@ from typing import NoReturn, Protocol
 
 from pixstorefs import errors
 from pixstorefs.daemon import logs, notify
-from pixstorefs.errors import PixstoreError
+from pixstorefs.errors import NoRights, PixstoreError
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,10 @@ def _be_background(body: Body, report: _Report, log_path: str, *, debug: bool) -
         status = error.exit_code
         log.info("not mounted: %s", error)  # the command that waits for us says it loudly
         report.fail(error)
+    except PermissionError as error:
+        status = NoRights.exit_code
+        log.info("not mounted: %s", error)
+        report.fail(NoRights.to(error))
     except BaseException as error:
         log.critical("the mount broke: %s", error, exc_info=True)
         report.break_down(error)

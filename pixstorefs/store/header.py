@@ -6,6 +6,7 @@ A change of the keys writes the copy first, durably: it may be ahead of the file
 """
 
 import errno
+import fcntl
 import json
 import os
 import shlex
@@ -18,7 +19,7 @@ from typing import TypeVar
 
 from pixstorefs.disk.files import sync_directory
 from pixstorefs.disk.folder import Folder, OddFile
-from pixstorefs.errors import CorruptStore, NewerFormat, NotAStore
+from pixstorefs.errors import CorruptStore, NewerFormat, NoRights, NotAStore, StoreInUse
 from pixstorefs.index.rows import ROOT_INO, Index
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
@@ -237,9 +238,21 @@ def create_store(
 
     `make_secret` is given the new store's 16-byte id. The header comes when all else is there: a creation
     that was interrupted leaves no store, and is refused like any other directory that is not empty.
-    Raises NotAStore where the directory holds something, OSError.
+    Raises NotAStore where the directory holds something, StoreInUse while another process does the same,
+    NoRights, OSError.
     """
-    _claim_directory(path)
+    with _claimed_directory(path):
+        _fill(path, make_secret, padding, label, random, now_ns)
+
+
+def _fill(
+    path: str,
+    make_secret: Callable[[bytes], Secret],
+    padding: bool,
+    label: str,
+    random: Callable[[int], bytes],
+    now_ns: Callable[[], int],
+) -> None:
     store_id = random(16)
     header = {
         "magic": "pixstorefs",
@@ -263,7 +276,9 @@ def create_store(
     sync_directory(os.path.dirname(os.path.abspath(path)))
 
 
-def _claim_directory(path: str) -> None:
+@contextmanager
+def _claimed_directory(path: str) -> Iterator[None]:
+    """A new or empty directory that no other process makes a store meanwhile."""
     try:
         os.makedirs(path, 0o700)
     except FileExistsError:
@@ -271,11 +286,47 @@ def _claim_directory(path: str) -> None:
             raise NotAStore(
                 f"{path} is a file, not a directory: choose another place for the store"
             ) from None
+    except PermissionError as error:
+        raise NoRights.to(error) from None
+    with _exclusive(path):
+        if is_store(path):
+            raise StoreInUse(f"another process has made {path} a store just now: open that one")
         if os.listdir(path):
             raise NotAStore(
                 f"{path} is not a store and not empty: pixstorefs never turns somebody's files into a store. "
                 "Nothing was changed; choose an empty or new directory"
+            )
+        yield
+
+
+def require_nobody_makes(path: str) -> None:
+    """Raises StoreInUse while another process makes this directory a store."""
+    with _exclusive(path):
+        pass
+
+
+@contextmanager
+def _exclusive(path: str) -> Iterator[None]:
+    """Hold the lock of a directory, which goes with the process. Raises StoreInUse, NoRights, OSError.
+
+    The lock of a store is not there yet. Where directories have none (EBADF on NFS) nobody is kept out.
+    """
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise NoRights.to(error) from None
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreInUse(
+                f"another process is just making {path} a store: try again in a moment"
             ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(directory)
 
 
 def root_inode(now_ns: int) -> Inode:

@@ -313,6 +313,23 @@ class TestInstall:
         result = machine.run("systemd-analyze", "--user", "verify", "pixstorefs@photos.service", env=place)
         assert (result.returncode, result.stderr) == (0, "")
 
+    @pytest.mark.parametrize(
+        "opened",
+        ["chown -R anna:anna .", "chmod g+w,o+w pixstorefs/cli/mount.py", "chgrp anna . && chmod g+w ."],
+    )
+    def test_a_checkout_that_others_can_write_to_is_refused(self, machine: Machine, opened: str) -> None:
+        """Root would run at boot what they write: it says how to make a copy, which installs."""
+        machine.ok("mkdir", "-p", "-m", "755", "/mnt/checkout")
+        parts = ["scripts", "pixstorefs", "docs", "pyproject.toml"]
+        machine.ok("cp", "-r", *(CHECKOUT / part for part in parts), "/mnt/checkout")
+        machine.ok("sh", "-ec", f"cd /mnt/checkout; chmod -R go-w .; {opened}")
+        refused = machine.run("/mnt/checkout/scripts/install")
+        machine.ok("rm", "-rf", "/mnt/checkout")
+        assert refused.returncode == 69
+        assert "others than root can write to /mnt/checkout" in refused.stderr
+        assert "/opt/pixstorefs/scripts/install" in refused.stderr
+        assert str(CHECKOUT) in machine.ok("readlink", "-f", "/sbin/mount.pixstorefs")
+
     def test_remove_takes_away_what_is_ours_only(self, machine: Machine) -> None:
         links = [
             line.split(" ")[2] for line in machine.run(CHECKOUT / "scripts" / "install").stderr.splitlines()
