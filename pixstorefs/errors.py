@@ -130,7 +130,7 @@ class NoRights(PixstoreError):
     """This user may not read or write a file that is needed. Whether it is intact nobody knows."""
 
     errno = errno.EACCES
-    exit_code = 17
+    exit_code = 18
 
     @classmethod
     def to(cls, refused: OSError) -> "NoRights":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import Mount, command, program
 
-NO_RIGHTS = 17
+NO_RIGHTS = 18
 
 
 @pytest.mark.parametrize("words", ["mount {store} {mount}", "check {store}", "snapshot {store} {copy}"])

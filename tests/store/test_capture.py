@@ -15,6 +15,7 @@ from test_copies import key_of, opened
 
 from pixstorefs.check.check import Check, Progress
 from pixstorefs.check.view import StoreView
+from pixstorefs.disk import temporary as temporary_folders
 from pixstorefs.disk.files import copy_content
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.hold import held, unless_held
@@ -105,7 +106,7 @@ def test_copy_is_removed_when_it_cannot_be_opened(
 
 def test_no_room_for_a_copy(place: Place, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message says how much is needed, and how to name a disk that has it."""
-    monkeypatch.setattr(capture, "_TEMPORARY_FOLDERS", ())
+    monkeypatch.setattr(temporary_folders, "_FOLDERS", ())
     monkeypatch.setenv("TMPDIR", "/proc")
     with pytest.raises(NoSpace, match=r"MB.*TMPDIR="):
         captured(place)
