@@ -39,7 +39,7 @@ class Barrier:
         record: BarrierRecord,
         follow: Callable[[], object],
     ) -> None:
-        """`follow` is called before files of the index are opened: the store may have been renamed."""
+        """`follow` is called before files of the index are looked for: the store may have been renamed."""
         self._lock = lock
         self._objects = objects
         self._index = index
@@ -142,7 +142,7 @@ class Barrier:
                 return
             token, floor = self._ledger.mark()
             self._objects.sync_all()
-            self._index.sync_log()
+            self._sync_log()
             self._tidy(token, floor, full=True)
 
     def stop(self) -> None:
@@ -166,7 +166,7 @@ class Barrier:
             objects, self._unsynced = self._unsynced, []
             token, floor = self._ledger.mark()
             claim = self._claim(token)
-        self._threads.run([*self._objects.syncs(objects), self._index.sync_log])
+        self._threads.run([*self._objects.syncs(objects), self._sync_log])
         self._record.write(claim)
         # All that the journal has was among the objects: nothing is added to it while this runs.
         self._journaled.clear()
@@ -175,6 +175,10 @@ class Barrier:
             self._ledger.durable(token)
         with self._group:
             self._untidied = token, floor
+
+    def _sync_log(self) -> None:
+        self._follow()
+        self._index.sync_log()
 
     def _run_through_journal(self) -> bool:
         """Make everything durable by copies in the journal; whether that was possible.
@@ -189,7 +193,7 @@ class Barrier:
         if not all(added):
             return False
         # The log's sync may raise, and nobody may hide that: the next one would succeed and prove nothing.
-        self._threads.run([*([self._journal.sync] if waiting else []), self._index.sync_log])
+        self._threads.run([*([self._journal.sync] if waiting else []), self._sync_log])
         if waiting and not self._journal.usable:
             return False
         self._record.write(claim)

@@ -33,8 +33,8 @@ MUTATIONS = (
     Mutation(
         "objects are not synced by the barrier",
         "pixstorefs/store/barrier.py",
-        "[*self._objects.syncs(objects), self._index.sync_log]",
-        "[self._index.sync_log]",
+        "[*self._objects.syncs(objects), self._sync_log]",
+        "[self._sync_log]",
         _POWER,
     ),
     Mutation(

@@ -9,6 +9,7 @@ from scenarios import Scenario, Tree, describe, prepare
 from stores import Place, check_store, image, objects_of, replace_file, save_file, take_snapshot
 
 from pixstorefs.check.view import StoreView
+from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import PixstoreError
 from pixstorefs.index.findings import Reaction
 from pixstorefs.index.rows import ROOT_INO
@@ -84,7 +85,7 @@ class SnapshotCase:
         yield from (f"run again: {found.kind}" for found in check_store(self._place, self._taken))
         if shown(self._place, self._taken) != self._new:
             yield "run again: it shows something else"
-        if is_unfinished(str(self._taken)):
+        if is_unfinished(Folder.at(str(self._taken))):
             yield "run again: it is not finished"
         with StoreView(str(self._taken), secret_from_keyfile(self._place.keyfile)) as view:
             known = view.index.known_objects(0)
