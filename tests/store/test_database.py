@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import apsw
 import pytest
 
 from pixstorefs.errors import CorruptStore
@@ -56,3 +57,14 @@ def test_nothing_is_sorted_on_a_disk(database: Database) -> None:
     assert database.pragma("temp_store") == 2
     assert database.pragma("mmap_size") == 0
     assert not Path(database.path + "-shm").exists()
+
+
+def test_sqlite_is_built_as_the_index_needs_it() -> None:
+    """Connections work from several threads, nothing temporary need be a file, nothing is mapped unasked."""
+    options = dict(option.partition("=")[::2] for option in apsw.compile_options)
+    assert options["THREADSAFE"] == "1"
+    # With 0 the setting that keeps temporary tables in memory is ignored.
+    assert options.get("TEMP_STORE", "1") != "0"
+    assert options["DEFAULT_MMAP_SIZE"] == "0"
+    assert "OMIT_WAL" not in options
+    assert "unix-excl" in apsw.vfs_names()
