@@ -268,7 +268,7 @@ class Draft:
         self._make_room()
         whole = within == 0 and size_bytes == SEGMENT_SIZE_BYTES
         segment = bytearray(SEGMENT_SIZE_BYTES) if whole else self._load(index)
-        self._spilled.pop(index, None)
+        self._forget_spilled(index)
         self._memory[index] = segment
         self._allocator.segments_in_memory += 1
         return segment
@@ -287,12 +287,17 @@ class Draft:
 
     def _drop(self, start: int, end: int | None = None) -> None:
         """Forget what memory and spill hold of the segments from `start` to before `end`."""
-        for layer in (self._memory, self._spilled):
-            gone = [held for held in layer if held >= start and (end is None or held < end)]
-            for index in gone:
-                del layer[index]
-            if layer is self._memory:
-                self._allocator.segments_in_memory -= len(gone)
+        for index in [*self._memory, *self._spilled]:
+            if index >= start and (end is None or index < end):
+                if self._memory.pop(index, None) is not None:
+                    self._allocator.segments_in_memory -= 1
+                self._forget_spilled(index)
+
+    def _forget_spilled(self, index: int) -> None:
+        slot = self._spilled.pop(index, None)
+        if slot is not None:
+            assert self._spill is not None
+            self._spill.free(slot)
 
     # Sealing as it is appended
 

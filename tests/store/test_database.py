@@ -1,14 +1,17 @@
 """The database under the index: errors of the disk are told as what they are, and nothing reaches a disk."""
 
+import os
 import resource
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import apsw
 import pytest
+from support import cannot_run
 
-from pixstorefs.errors import CorruptStore
+from pixstorefs.errors import CorruptStore, ReadOnlyStore
 from pixstorefs.index.database import Database, connect, log_size_bytes
 
 _KEY = bytes(32)
@@ -60,3 +63,32 @@ def test_nothing_is_sorted_on_a_disk(database: Database) -> None:
     assert database.pragma("temp_store") == 2
     assert database.pragma("mmap_size") == 0
     assert not Path(database.path + "-shm").exists()
+
+
+def test_sqlite_is_built_as_the_index_needs_it() -> None:
+    """Connections work from several threads, nothing temporary need be a file, nothing is mapped unasked."""
+    options = dict(option.partition("=")[::2] for option in apsw.compile_options)
+    assert options["THREADSAFE"] == "1"
+    # With 0 the setting that keeps temporary tables in memory is ignored.
+    assert options.get("TEMP_STORE", "1") != "0"
+    assert options["DEFAULT_MMAP_SIZE"] == "0"
+    assert "OMIT_WAL" not in options
+    assert "unix-excl" in apsw.vfs_names()
+
+
+def test_database_that_may_only_be_read() -> None:
+    """It is refused where it would be written to: SQLite would map the index of its log to read it."""
+    if os.geteuid() != 0:
+        cannot_run("becoming somebody else needs root")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "index.db")
+        connect(path, _KEY).close()
+        os.chmod(path, 0o444)
+        os.chmod(folder, 0o777)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(ReadOnlyStore, match="make it and its folder writable"):
+                Database(path, _KEY)
+        finally:
+            os.seteuid(0)
+        assert not os.path.exists(path + "-shm")

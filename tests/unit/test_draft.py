@@ -348,6 +348,43 @@ def test_memory_is_bounded():
             draft.close()
 
 
+def test_spill_is_bounded_by_what_the_draft_holds():
+    """Segments rewritten in random order, a hundred times as many as there are: their room is used again."""
+    order = random.Random(7)
+    segments = 12
+    with new_image() as image:
+        image.write(0, pattern(segments * SEGMENT, 0))
+        for number in range(100 * segments):
+            image.write(order.randrange(segments) * SEGMENT + 5, pattern(100, number))
+        image.check()
+        image.truncate(2 * SEGMENT + 5)
+        image.write(2 * SEGMENT, pattern(segments * SEGMENT, 3))
+        image.check()
+        assert spilled_bytes(image) <= segments * SEALED_SEGMENT_SIZE_BYTES
+        image.save()
+        image.check()
+
+
+def spilled_bytes(image):
+    """The length of the file without a name that the draft spills into."""
+    files = [f"/proc/self/fd/{descriptor}" for descriptor in os.listdir("/proc/self/fd")]
+    [spill] = [file for file in files if os.path.lexists(file) and "/objects/spill-" in os.readlink(file)]
+    return os.stat(spill).st_size
+
+
+def test_slot_that_could_not_be_written_stays_free():
+    """A disk that fails while a segment is spilled loses neither the segment nor room."""
+    with new_image() as image:
+        for index in range(8):
+            image.write(index * SEGMENT + 1, pattern(SEGMENT - 1, index))
+        for number in range(20):
+            image.write_failing(number % 8 * SEGMENT + 3, pattern(50, number), 2)
+        image.check()
+        assert spilled_bytes(image) <= 8 * SEALED_SEGMENT_SIZE_BYTES
+        image.save()
+        image.check()
+
+
 def test_nothing_is_on_disk_in_the_clear():
     """Neither the object under construction nor the spill holds what was written; the spill has no name."""
     secret = b"Nobody should read this. " * 8
