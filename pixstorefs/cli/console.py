@@ -5,6 +5,7 @@ or a script gets what was said; rich, which would wrap it, is then not even impo
 printable here, because names and paths in it were chosen by others.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ def open_standard_descriptors() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    # Python's stderr does so by itself: what the locale has no letters for is shown by its escape.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def flushed(status: int) -> int:

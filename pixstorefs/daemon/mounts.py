@@ -41,7 +41,7 @@ class MountEntry:
 
 def mounted() -> list[MountEntry]:
     """All mounts this process sees; of several on one directory the topmost comes last."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with open("/proc/self/mountinfo", "rb") as lines:
         return [_parse(line) for line in lines]
 
 
@@ -208,19 +208,22 @@ def is_inside(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory + "/")
 
 
-def _parse(line: str) -> MountEntry:
+def _parse(line: bytes) -> MountEntry:
     # 36 35 98:0 /root /mountpoint options [optional fields] - type source superoptions; proc(5)
-    before, _, after = line.partition(" - ")
-    fields, tail = before.split(" "), after.split(" ")
+    before, _, after = line.partition(b" - ")
+    fields, tail = before.split(b" "), after.split(b" ")
     return MountEntry(
-        mountpoint=_unescape(fields[4]),
-        filesystem=tail[0],
-        source=_unescape(tail[1]),
-        device=fields[2],
-        read_only="ro" in fields[5].split(","),
+        mountpoint=_path(fields[4]),
+        filesystem=os.fsdecode(tail[0]),
+        source=_path(tail[1]),
+        device=os.fsdecode(fields[2]),
+        read_only=b"ro" in fields[5].split(b","),
     )
 
 
-def _unescape(text: str) -> str:
-    """The kernel writes space, tab, newline, '#' and backslash as three octal digits."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+def _path(escaped: bytes) -> str:
+    """A path of mountinfo, decoded as Python decodes our arguments: in some locales that is not UTF-8.
+
+    The kernel writes space, tab, newline, '#' and backslash as three octal digits.
+    """
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), escaped))

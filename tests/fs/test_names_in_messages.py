@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 
 import pytest
 from support import Mount
@@ -53,3 +54,28 @@ def test_a_path_that_is_not_utf8_is_shown_by_its_bytes(unmounted: Mount) -> None
     assert told.returncode == 0, told.stderr
     assert f"on {unmounted.directory}/caf\\udce9\n" in told.stdout
     assert unmounted.run("umount", unmounted.mountpoint).returncode == 0
+
+
+def test_a_path_with_umlauts_in_a_locale_without_them(unmounted: Mount) -> None:
+    """Every command finds the mount, alive and dead, and prints what it can in that locale."""
+    unmounted.mountpoint = unmounted.directory / "Größe"
+    unmounted.env |= PLAIN_LOCALE
+    unmounted.mount()
+    told = unmounted.run("status", unmounted.mountpoint)
+    assert (told.returncode, f"process {unmounted.pid}\n" in told.stdout) == (0, True), told.stderr
+    again = unmounted.run("mount", unmounted.store, unmounted.mountpoint)
+    assert (again.returncode, "already mounted" in again.stderr) == (3, True)
+    unmounted.signal(signal.SIGKILL)
+    unmounted.mount()
+    assert unmounted.run("umount", unmounted.mountpoint).returncode == 0
+    told = unmounted.run("status", unmounted.store)
+    assert (told.returncode, told.stdout) == (1, f"{unmounted.store} is not mounted\n")
+
+
+def test_what_a_locale_cannot_print_is_escaped(unmounted: Mount) -> None:
+    """Somebody else's mount on a path of other letters ends no command with an error."""
+    unmounted.mountpoint = unmounted.directory / "Größe"
+    unmounted.mount()
+    told = unmounted.run("status", env={"PYTHONIOENCODING": "ascii"})
+    assert told.returncode == 0, told.stderr
+    assert f"on {unmounted.directory}/Gr\\xf6\\xdfe\n" in told.stdout
