@@ -4,6 +4,8 @@ import functools
 import io
 import os
 import random
+import struct
+import zlib
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin, features
@@ -301,3 +303,23 @@ def _times(folder: Path) -> None:
 def _write(path: bytes, content: bytes) -> None:
     with open(path, "wb") as file:
         file.write(content)
+
+
+def slow_tiff() -> bytes:
+    """A BigTIFF whose 16 sub-folders, all the same, hold 4,096 widths of 4,096 numbers each: 2 GB."""
+    entry = struct.Struct("<HHQQ")
+    head = b"II+\0" + struct.pack("<HHQ", 8, 0, 16)
+    first = struct.pack("<Q", 2) + entry.pack(254, 4, 1, 1) + entry.pack(330, 16, 16, 200)
+    subfolders = (head + first).ljust(200, b"\0") + struct.pack("<16Q", *[400] * 16)
+    widths = struct.pack("<Q", 4096) + entry.pack(256, 16, 4096, 400) * 4096
+    return subfolders.ljust(400, b"\0") + widths
+
+
+def slow_png() -> bytes:
+    """A PNG of 1.3 million chunks, all empty, in front of the first that counts."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 83, 47, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"quCk", b"") * 1_300_000

@@ -115,7 +115,7 @@ def _is_somewhere() -> bool:
 
 
 def _usage_problem(error: click.ClickException) -> int:
-    console.error(error.format_message())
+    console.error(*error.format_message().splitlines())
     context = getattr(error, "ctx", None)
     if context is not None:
         console.plain(f"Try: {context.command_path} --help")

@@ -56,7 +56,7 @@ class CheckReport:
         for finding in self.findings:
             console.result(_line(finding))
         for line in self.done:
-            console.result(_printable(f"repaired: {line}"))
+            console.result(f"repaired: {line}")
         for finding in self.left or ():
             if finding.reaction is not Reaction.NOTE:
                 console.result(f"not repaired: {_line(finding)}")
@@ -92,7 +92,7 @@ def _rank(reaction: Reaction) -> int:
 def _line(finding: Finding) -> str:
     note = "note: " if finding.reaction is Reaction.NOTE else ""
     path = f"{finding.path}: " if finding.path else ""
-    return _printable(note + path + finding.message)
+    return note + path + finding.message
 
 
 def _fields(finding: Finding) -> dict[str, Any]:
@@ -103,11 +103,3 @@ def _fields(finding: Finding) -> dict[str, Any]:
         "version_id": finding.version_id,
         "message": finding.message,
     }
-
-
-def _printable(line: str) -> str:
-    """Names are chosen by others: a newline in one must not look like another problem."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in line
-    )

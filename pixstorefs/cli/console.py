@@ -1,13 +1,17 @@
 """What the command line says, and where: results on stdout, everything about the run on stderr.
 
 On a terminal through rich, in colour. Elsewhere as plain text and one line a message, so that a log
-or a script gets what was said; rich, which would wrap it, is then not even imported.
+or a script gets what was said; rich, which would wrap it, is then not even imported. Each line is made
+printable here, because names and paths in it were chosen by others.
 """
 
+import io
 import os
 import sys
+from collections.abc import Sequence
 
 from pixstorefs.errors import OutputFailed
+from pixstorefs.printable import printable
 
 _EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, as shells count
 
@@ -21,6 +25,9 @@ def open_standard_descriptors() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    # Python's stderr does so by itself: what the locale has no letters for is shown by its escape.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def flushed(status: int) -> int:
@@ -37,10 +44,10 @@ def flushed(status: int) -> int:
     return status
 
 
-def result(line: str) -> None:
-    """A line on stdout: what the command was asked for. Raises OutputFailed."""
+def result(*lines: str) -> None:
+    """Lines on stdout: what the command was asked for. Raises OutputFailed."""
     try:
-        print(line, flush=True)  # noqa: T201
+        print(*map(printable, lines), sep="\n", flush=True)  # noqa: T201
     except BrokenPipeError:
         # Whoever reads has enough (`| head -1`), and wants no complaint.
         sys.exit(flushed(_EXIT_BROKEN_PIPE))
@@ -48,26 +55,27 @@ def result(line: str) -> None:
         raise OutputFailed(f"what was asked for cannot be written: {problem.strerror}") from None
 
 
-def error(message: str) -> None:
+def error(*lines: str) -> None:
     """Why the command ends without having done its work."""
-    _say(message, "red")
+    _say(lines, "red")
 
 
 def note(message: str) -> None:
     """What a person should know although all went well: a new keyfile, a recovery."""
-    _say(message, "yellow")
+    _say((message,), "yellow")
 
 
 def plain(message: str) -> None:
     """A line on stderr without name and colour."""
-    print(message, file=sys.stderr)  # noqa: T201
+    print(printable(message), file=sys.stderr)  # noqa: T201
 
 
 def traceback(problem: BaseException) -> None:
     """The whole story, for --debug."""
     import traceback as tracebacks
 
-    tracebacks.print_exception(problem, file=sys.stderr)
+    for line in "".join(tracebacks.format_exception(problem)).splitlines():
+        plain(line)
 
 
 def unexpected(problem: Exception, *, debug: bool) -> int:
@@ -87,9 +95,10 @@ def unexpected(problem: Exception, *, debug: bool) -> int:
     return EXIT_UNEXPECTED
 
 
-def _say(message: str, colour: str) -> None:
+def _say(lines: Sequence[str], colour: str) -> None:
+    message = "\n".join(map(printable, lines))
     if not sys.stderr.isatty():
-        plain(f"pixstorefs: {message}")
+        print(f"pixstorefs: {message}", file=sys.stderr)  # noqa: T201
         return
     from rich.console import Console
     from rich.text import Text

@@ -27,7 +27,8 @@ def status_command(context: click.Context, path: str | None, as_json: bool) -> N
         import dataclasses
         import json
 
-        console.result(json.dumps([dataclasses.asdict(status) for status in found], indent=1))
+        content = json.dumps([dataclasses.asdict(status) for status in found], indent=1)
+        console.result(*content.splitlines())
     else:
         for status in found:
             _show(status)

@@ -15,13 +15,12 @@ from typing import IO
 
 import platformdirs
 
+from pixstorefs.printable import printable
+
 _MAX_BYTES = 1 << 20  # a file; three files at most, so a mount never logs more than 3 MiB
 _OLD_FILES = 2
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _PRIVATE = 0o600
-
-# C0 controls, DEL and C1 controls as \xNN; tracebacks come with newlines, which become " | ".
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {0x0A: " | "}
 
 
 def directory() -> str:
@@ -91,7 +90,8 @@ class _OneLine(logging.Formatter):
     default_msec_format = "%s.%03d"
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).translate(_ESCAPES)
+        # Tracebacks come with newlines.
+        return printable(super().format(record).replace("\n", " | "))
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,7 +42,7 @@ class MountEntry:
 
 def mounted() -> list[MountEntry]:
     """All mounts this process sees; of several on one directory the topmost comes last."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with open("/proc/self/mountinfo", "rb") as lines:
         return [_parse(line) for line in lines]
 
 
@@ -174,25 +175,50 @@ def copies(device: str) -> list[str]:
 
 
 def users(mountpoint: str) -> list[str]:
-    """Programs that keep the mount busy, as "name (pid)", as far as this user may see them."""
-    found = []
+    """What keeps the mount busy, as far as this user may see it: mounts, loop devices, "name (pid)"."""
+    found = [
+        f"the mount {entry.mountpoint}"
+        for entry in mounted()
+        if entry.mountpoint != mountpoint and is_inside(entry.mountpoint, mountpoint)
+    ]
+    found += [device for device, backing in _loop_devices() if is_inside(backing, mountpoint)]
     for process in glob.glob("/proc/[0-9]*"):
-        if any(is_inside(link, mountpoint) for link in _links(process)):
-            found.append(f"{_program(process)} ({os.path.basename(process)})")
-        if len(found) == _MAX_USERS_NAMED:
+        if len(found) >= _MAX_USERS_NAMED:
             break
-    return found
+        if any(is_inside(path, mountpoint) for path in (*_links(process), *_mapped(process))):
+            found.append(f"{_program(process)} ({os.path.basename(process)})")
+    return found[:_MAX_USERS_NAMED]
+
+
+def _loop_devices() -> Iterator[tuple[str, str]]:
+    """Loop devices and the files behind them, loop(4)."""
+    for place in glob.glob("/sys/block/loop*/loop/backing_file"):
+        try:
+            with open(place, "rb") as file:
+                yield f"/dev/{place.split('/')[3]}", os.fsdecode(file.read().rstrip(b"\n"))
+        except OSError:
+            continue
 
 
 def _links(process: str) -> list[str]:
     """Where a process stands and what it has open. readlink never enters the file system itself."""
     targets = []
-    for link in (f"{process}/cwd", f"{process}/root", *glob.glob(f"{process}/fd/*")):
+    for link in (f"{process}/cwd", f"{process}/root", f"{process}/exe", *glob.glob(f"{process}/fd/*")):
         try:
             targets.append(os.readlink(link))
         except OSError:
             continue
     return targets
+
+
+def _mapped(process: str) -> list[str]:
+    """Files that a process has mapped, which may be closed by now: proc_pid_maps(5)."""
+    try:
+        with open(f"{process}/maps", "rb") as lines:
+            fields = [line.rstrip(b"\n").split(None, 5) for line in lines]
+    except OSError:
+        return []
+    return [os.fsdecode(field[5]) for field in fields if len(field) > 5]
 
 
 def _program(process: str) -> str:
@@ -208,19 +234,22 @@ def is_inside(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory + "/")
 
 
-def _parse(line: str) -> MountEntry:
+def _parse(line: bytes) -> MountEntry:
     # 36 35 98:0 /root /mountpoint options [optional fields] - type source superoptions; proc(5)
-    before, _, after = line.partition(" - ")
-    fields, tail = before.split(" "), after.split(" ")
+    before, _, after = line.partition(b" - ")
+    fields, tail = before.split(b" "), after.split(b" ")
     return MountEntry(
-        mountpoint=_unescape(fields[4]),
-        filesystem=tail[0],
-        source=_unescape(tail[1]),
-        device=fields[2],
-        read_only="ro" in fields[5].split(","),
+        mountpoint=_path(fields[4]),
+        filesystem=os.fsdecode(tail[0]),
+        source=_path(tail[1]),
+        device=os.fsdecode(fields[2]),
+        read_only=b"ro" in fields[5].split(b","),
     )
 
 
-def _unescape(text: str) -> str:
-    """The kernel writes space, tab, newline, '#' and backslash as three octal digits."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+def _path(escaped: bytes) -> str:
+    """A path of mountinfo, decoded as Python decodes our arguments: in some locales that is not UTF-8.
+
+    The kernel writes space, tab, newline, '#' and backslash as three octal digits.
+    """
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), escaped))

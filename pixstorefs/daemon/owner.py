@@ -85,11 +85,28 @@ class Watch:
 def watch(store_path: str) -> Watch | None:
     """Watch the process that has this store mounted; None where it cannot be found out.
 
-    That is so for a read-only mount of a store that cannot be written (it takes no lock), for a store
+    Anybody who can write to the store can name any process there, so the kernel has to know that it holds the
+    lock. None, too, for a read-only mount of a store that cannot be written (it takes no lock), for a store
     that was moved while mounted, and from within a container the process does not live in.
     """
     owner = read(store_path)
     try:
-        return Watch(owner.pid) if owner else None
+        return Watch(owner.pid) if owner and _has_lock(owner.pid, store_path) else None
     except OSError:
         return None
+
+
+def _has_lock(pid: int, store_path: str) -> bool:
+    """Whether a process holds the lock of a store, by /proc/locks (proc_locks(5)).
+
+    By inode number and without the device: btrfs and overlayfs tell another one there than stat(2) does.
+    On NFS a flock is a POSIX lock.
+    """
+    inode = os.stat(os.path.join(store_path, "lock")).st_ino
+    with open("/proc/locks", encoding="ascii") as lines:
+        held = [line.split() for line in lines]
+    return any(
+        fields[1] in ("FLOCK", "POSIX") and fields[4] == str(pid) and fields[5].endswith(f":{inode}")
+        for fields in held
+        if len(fields) > 5  # who waits for a lock has one field more, in front
+    )

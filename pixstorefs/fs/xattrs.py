@@ -15,10 +15,12 @@ from pixstorefs.fs.acl import ACCESS, DEFAULT
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.metadata import Metadata
 from pixstorefs.records import Inode
-from pixstorefs.store.measure import measure_object
+from pixstorefs.store.measure import Measuring
 from pixstorefs.store.store import Store
 
 OWN_PREFIX = b"user.pixstore."
+# Which of width and height an attribute is. They are read from the image, which may take long.
+MEASURED = {OWN_PREFIX + b"width": 0, OWN_PREFIX + b"height": 1}
 # Of `system.` only access control lists, which are more than bytes: see `metadata`.
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 _LISTS = (ACCESS, DEFAULT)
@@ -40,7 +42,8 @@ class Xattrs:
     def get(self, ino: int, name: bytes) -> bytes | None:
         """The value of an attribute. Raises EOPNOTSUPP, EIO where ours need a damaged object.
 
-        None where there is no such attribute, and no ENODATA: nearly every answer is that one.
+        None where there is no such attribute, and no ENODATA: nearly every answer is that one. For those in
+        MEASURED see `to_measure`.
         """
         _check_name(name)
         if name.startswith(OWN_PREFIX):
@@ -50,6 +53,17 @@ class Xattrs:
             # `ls -l` asks for the label of every file until it hears this: half of its requests.
             raise _error(errno.EOPNOTSUPP)
         return value
+
+    def to_measure(self, ino: int) -> Measuring | None:
+        """The saved image whose header tells width and height; None where there is none. Raises EIO."""
+        inode = self._files.inode(ino)
+        if not stat.S_ISREG(inode.mode) or inode.version_id is None:
+            return None
+        try:
+            image_format = self._store.version(inode).format
+            return None if image_format is None else Measuring(self._store, inode, image_format)
+        except CorruptImage as error:
+            raise _error(errno.EIO) from error
 
     def names(self, ino: int) -> list[bytes]:
         """Names of the attributes that programs set."""
@@ -115,13 +129,8 @@ class Xattrs:
             version = self._store.version(inode)
             if name == b"token":
                 return str(version.token).encode()
-            if version.format is None:
-                return None
-            if name == b"format":
+            if name == b"format" and version.format is not None:
                 return version.format.encode()
-            if name in (b"width", b"height"):
-                size = measure_object(self._store, inode, version.format)
-                return str(size[name == b"height"]).encode() if size else None
         except CorruptImage as error:
             raise _error(errno.EIO) from error
         return None

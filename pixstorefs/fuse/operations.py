@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from pixstorefs.disk.files import FULL_ERRNOS
@@ -26,7 +27,7 @@ from pixstorefs.fs.files import Files
 from pixstorefs.fs.metadata import Metadata
 from pixstorefs.fs.namespace import NAME_LIMIT_BYTES, Namespace
 from pixstorefs.fs.pending import PendingNames
-from pixstorefs.fs.xattrs import Xattrs
+from pixstorefs.fs.xattrs import MEASURED, Xattrs
 from pixstorefs.fuse.event_loop import Turns
 from pixstorefs.fuse.reading import Reading
 from pixstorefs.fuse.replies import Answers
@@ -240,10 +241,23 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        value = self._xattrs.get(inode, name)
+        measured = name in MEASURED
+        value = await self._measured(inode, name) if measured else self._xattrs.get(inode, name)
         if value is None:
             raise FUSEError(errno.ENODATA)
         return value
+
+    async def _measured(self, ino: int, name: bytes) -> bytes | None:
+        """Width or height. A header may be made to take long, so it is parsed in a thread."""
+        measuring = self._xattrs.to_measure(ino)
+        if measuring is None:
+            return None
+        try:
+            # What it reads is opened here: the event loop is the only one that seals and opens.
+            size = await self._turns.in_thread(measuring.dimensions, trio.from_thread.run_sync)
+        finally:
+            measuring.close()
+        return str(size[MEASURED[name]]).encode() if size else None
 
     @_answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:

@@ -9,6 +9,7 @@ PSD (measured: 123 µs for a JPEG against 12, and up to 1.3 s for a damaged PSD)
 import io
 import struct
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import IO
@@ -24,6 +25,11 @@ Size = tuple[int, int]
 
 # Real headers with all their metadata have a few MiB at most; what needs more is not worth a save's time.
 MAX_READ_BYTES = 16 << 20
+# And so many times longer than any real one takes (12 us to 3 ms), for headers made to take long. Processor
+# time, so that a busy machine measures what an idle one does.
+MAX_PROCESSOR_S = 0.5
+# A side of more pixels is a lie, and wraps around in programs that take it for a signed number.
+_MAX_SIDE = (1 << 31) - 1
 # Some 80 bytes a tile: 4 KiB in a 12-megapixel HEIC of 48 tiles.
 _MAX_META_SIZE_BYTES = 1 << 20
 _MAX_TOP_BOXES = 64
@@ -53,25 +59,43 @@ def measure(read: Read, size_bytes: int, format: str) -> Size | None:
     """Width and height in pixels as stored (EXIF rotation not applied), or None where they cannot be told.
 
     `read(offset, length)` gives plaintext bytes, fewer at the end of the `size_bytes` there are; `format` is
-    what `formats.sniff` said. Never raises: a damaged image, and an error of `read` too, give None.
+    what `formats.sniff` said. Never raises: a damaged image, and an error of `read` too, give None, and so
+    does a header that takes more than MAX_READ_BYTES or, in this thread, MAX_PROCESSOR_S.
     """
     try:
         parse = _PARSERS.get(format, _by_pillow if format in _PILLOW else None)
-        size = parse(read, size_bytes, format) if parse else None
+        size = parse(_Budget(read, size_bytes).read, size_bytes, format) if parse else None
     # The plugins meet damaged files with almost any exception: a list of them would be a list of surprises.
     except Exception:  # noqa: BLE001
         return None
-    return size if size and size[0] > 0 and size[1] > 0 else None
+    return size if size and all(0 < side <= _MAX_SIDE for side in size) else None
+
+
+class _Budget:
+    """Reads for a parser until that has had enough: every step of one that may take long is a read."""
+
+    def __init__(self, read: Read, size_bytes: int) -> None:
+        self._read = read
+        self._size_bytes = size_bytes
+        self._left_bytes = MAX_READ_BYTES
+        self._ends_s = time.thread_time() + MAX_PROCESSOR_S
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As the `read` it was given. Raises OSError when the budget is used up."""
+        length = min(length, max(self._size_bytes - offset, 0))
+        self._left_bytes -= length
+        if self._left_bytes < 0 or time.thread_time() > self._ends_s:
+            raise OSError("a header of unreasonable length")
+        return self._read(offset, length) if length else b""
 
 
 class _Plaintext(io.RawIOBase):
-    """The plaintext as a read-only file, up to MAX_READ_BYTES in total: Pillow trusts lengths it reads."""
+    """The plaintext as a read-only file for Pillow, which trusts the lengths it reads."""
 
     def __init__(self, read: Read, size_bytes: int) -> None:
         self._read = read
         self._size_bytes = size_bytes
         self._offset = 0
-        self._left_bytes = MAX_READ_BYTES
 
     def readable(self) -> bool:
         return True
@@ -90,11 +114,7 @@ class _Plaintext(io.RawIOBase):
         return self._offset
 
     def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
-        length = min(len(buffer), max(self._size_bytes - self._offset, 0))
-        self._left_bytes -= length
-        if self._left_bytes < 0:
-            raise OSError("a header of unreasonable length")
-        data = self._read(self._offset, length) if length else b""
+        data = self._read(self._offset, len(buffer))
         buffer[: len(data)] = data
         self._offset += len(data)
         return len(data)

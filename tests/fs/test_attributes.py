@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pictures
@@ -50,6 +51,28 @@ def test_times_are_in_the_order_of_events(mounted: Mount) -> None:
         events += [path.with_suffix(f".{name}") for name in ("jpg", "folder", "written", "stamp", "later")]
     times_ns = [path.stat().st_mtime_ns for path in events]
     assert times_ns == sorted(times_ns)
+
+
+def test_a_header_that_takes_long_keeps_nobody_waiting(mounted: Mount) -> None:
+    """While one program asks for a width, others have their requests answered; the width is then missing."""
+    slow = mounted.mountpoint / "slow.tif"
+    slow.write_bytes(pictures.slow_tiff())
+    told: list[int | None] = []
+
+    def ask() -> None:
+        try:
+            os.getxattr(slow, "user.pixstore.width")
+        except OSError as error:
+            told.append(error.errno)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    answered = 0
+    while asking.is_alive():
+        assert not (mounted.mountpoint / f"{answered}.jpg").exists()  # a name the kernel has not cached
+        answered += 1
+    assert told == [errno.ENODATA]
+    assert answered > 10
 
 
 def test_images_tell_about_themselves(mounted: Mount) -> None:

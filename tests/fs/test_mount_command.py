@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import json
+import mmap
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -11,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import COMMAND_TIMEOUT_S, Mount, command, wait_until_gone
+from support import COMMAND_TIMEOUT_S, Mount, command, program, wait_until_gone
 
 from pixstorefs.daemon import linux
 
@@ -500,6 +502,37 @@ class TestEnd:
         os.close(last)  # the end of the connection
         meeting.open("wb").close()
         wait_until_gone(pid)  # and nothing in its log, see `watched`
+
+    def test_umount_names_what_is_open_in_other_ways(self, mounted: Mount) -> None:
+        """A program that was started from the mount, and a file that is mapped and closed."""
+        path = mounted.mountpoint / "sleep"
+        shutil.copy(program("sleep"), path)
+        with subprocess.Popen([path, "60"]) as running:
+            try:
+                refused = mounted.run("umount", mounted.mountpoint)
+                assert_refused(refused, 3, f"sleep ({running.pid})")
+            finally:
+                running.kill()
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        size = ctypes.c_size_t(mmap.PAGESIZE)
+        with open(path, "rb") as file:  # Python's own mapping would keep a descriptor
+            mapped = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), ctypes.c_long(0))
+        try:
+            assert_refused(mounted.run("umount", mounted.mountpoint), 3, f"({os.getpid()})")
+        finally:
+            libc.munmap(ctypes.c_void_p(mapped), size)
+
+    @as_root
+    def test_umount_names_a_mount_inside(self, mounted: Mount) -> None:
+        """A disk that is mounted in the mount is in the way, and no program of anybody."""
+        inside = mounted.mountpoint / "inside"
+        inside.mkdir()
+        subprocess.run([program("mount"), "-t", "tmpfs", "tmpfs", inside], check=True)
+        try:
+            assert_refused(mounted.run("umount", mounted.mountpoint), 3, f"the mount {inside}")
+        finally:
+            subprocess.run([program("umount"), inside], check=True)
 
     def test_umount_of_what_is_not_mounted(self, unmounted: Mount) -> None:
         for path in (unmounted.mountpoint, Path("/proc")):

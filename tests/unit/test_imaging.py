@@ -5,14 +5,16 @@ import os
 import random
 import struct
 import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
 
+import pictures
 import pytest
 from PIL import Image, features
 
-from pixstorefs.imaging.dimensions import MAX_READ_BYTES, measure
+from pixstorefs.imaging.dimensions import MAX_PROCESSOR_S, MAX_READ_BYTES, measure
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, extension, sniff
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
@@ -358,6 +360,24 @@ def test_only_the_header_is_read():
 
     assert measure(read_endless, 1 << 40, "jpeg") is None
     assert sum(reads) <= MAX_READ_BYTES
+
+
+@pytest.mark.parametrize(("content", "format"), [(pictures.slow_tiff, "tiff"), (pictures.slow_png, "png")])
+def test_headers_made_to_take_long_are_given_up(content, format):
+    """However many steps a header has, measuring it takes no more processor time than it may."""
+    made = content()
+    began_s = time.thread_time()
+    assert measure(lambda offset, length: made[offset : offset + length], len(made), format) is None
+    assert time.thread_time() - began_s < 2 * MAX_PROCESSOR_S
+
+
+def test_sides_that_no_image_has():
+    """A side of 2^31 pixels or more is no size, and one pixel less is."""
+    for side, told in ((1 << 31, None), ((1 << 31) - 1, ((1 << 31) - 1, 7))):
+        header = b"8BPS\0\1" + bytes(8) + struct.pack(">II", 7, side)
+        assert (
+            measure(lambda offset, length, header=header: header[offset : offset + length], 22, "psd") == told
+        )
 
 
 def test_threads_leave_the_warning_filters_alone():

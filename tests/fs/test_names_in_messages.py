@@ -1,0 +1,81 @@
+"""Names, paths and what a file in the store says are others' words: no message passes them on raw."""
+
+import fcntl
+import json
+import os
+import signal
+
+import pytest
+from support import Mount
+
+HOSTILE = "a\x1b]0;title\x07\nforged\u202e"
+SHOWN = r"a\x1b]0;title\x07\nforged\u202e"
+# Python takes the locale's word for the encoding of paths then, and that is ASCII.
+PLAIN_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("at_terminal", [False, True])
+def test_what_a_lock_file_says_cannot_steer_a_terminal(unmounted: Mount, at_terminal: bool) -> None:
+    """A mountpoint that somebody wrote into it shows its controls as escapes, in one line."""
+    unmounted.run("init", unmounted.store)
+    with open(unmounted.store / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        json.dump({"pid": 1, "mountpoint": HOSTILE}, lock)
+        lock.flush()
+        words = ("mount", unmounted.store, unmounted.mountpoint)
+        if at_terminal:
+            status, said = unmounted.run_at_terminal(words, [])
+        else:
+            told = unmounted.run(*words)
+            status, said = told.returncode, told.stderr
+    assert status == 3
+    assert SHOWN in said
+    assert "\x1b]0;" not in said
+    assert "\u202e" not in said
+
+
+def test_status_and_log_show_a_hostile_path_in_one_line(unmounted: Mount) -> None:
+    """A newline in a path forges no other mount, and no record of the log."""
+    unmounted.mountpoint = unmounted.directory / HOSTILE
+    unmounted.mount()
+    told = unmounted.run("status", unmounted.store)
+    umounted = unmounted.run("umount", unmounted.mountpoint)
+    assert f"on {unmounted.directory}/{SHOWN}\n" in told.stdout
+    assert umounted.returncode == 0, umounted.stderr
+    assert SHOWN.replace(r"\n", " | ") in unmounted.log_text()
+    assert "\x1b" not in told.stdout + unmounted.log_text()
+
+
+def test_a_path_that_is_not_utf8_is_shown_by_its_bytes(unmounted: Mount) -> None:
+    """And ends no command of anybody with an error."""
+    unmounted.mountpoint = unmounted.directory / os.fsdecode(b"caf\xe9")
+    unmounted.mount()
+    told = unmounted.run("status")
+    assert told.returncode == 0, told.stderr
+    assert f"on {unmounted.directory}/caf\\udce9\n" in told.stdout
+    assert unmounted.run("umount", unmounted.mountpoint).returncode == 0
+
+
+def test_a_path_with_umlauts_in_a_locale_without_them(unmounted: Mount) -> None:
+    """Every command finds the mount, alive and dead, and prints what it can in that locale."""
+    unmounted.mountpoint = unmounted.directory / "Größe"
+    unmounted.env |= PLAIN_LOCALE
+    unmounted.mount()
+    told = unmounted.run("status", unmounted.mountpoint)
+    assert (told.returncode, f"process {unmounted.pid}\n" in told.stdout) == (0, True), told.stderr
+    again = unmounted.run("mount", unmounted.store, unmounted.mountpoint)
+    assert (again.returncode, "already mounted" in again.stderr) == (3, True)
+    unmounted.signal(signal.SIGKILL)
+    unmounted.mount()
+    assert unmounted.run("umount", unmounted.mountpoint).returncode == 0
+    told = unmounted.run("status", unmounted.store)
+    assert (told.returncode, told.stdout) == (1, f"{unmounted.store} is not mounted\n")
+
+
+def test_what_a_locale_cannot_print_is_escaped(unmounted: Mount) -> None:
+    """Somebody else's mount on a path of other letters ends no command with an error."""
+    unmounted.mountpoint = unmounted.directory / "Größe"
+    unmounted.mount()
+    told = unmounted.run("status", env={"PYTHONIOENCODING": "ascii"})
+    assert told.returncode == 0, told.stderr
+    assert f"on {unmounted.directory}/Gr\\xf6\\xdfe\n" in told.stdout
