@@ -203,17 +203,18 @@ class Database:
         """Whether the log is large enough to be moved into the database."""
         return self._log_pages * _PAGE_SIZE_BYTES >= _CHECKPOINT_FROM_BYTES
 
-    def require_whole_log(self) -> None:
+    def require_whole_log(self, withdraw: Callable[[], bool]) -> None:
         """Raises CorruptStore where somebody cut the log (with the lock held, inside `log_unread`).
 
         SQLite takes a hole in it for an empty page, and would write that into the database. So the log is
-        moved there only if no page that counts is in the hole, as far as SQLite can tell.
+        moved there only if no page that counts is in the hole, as far as SQLite can tell. `withdraw` as
+        `empty_log` takes it.
         """
         if self.log_seems_whole():
             return
         with contextlib.suppress(PixstoreError), closing(Database(self.path, self._key)) as anew:
             if anew.execute("PRAGMA quick_check(1)") == [("ok",)]:
-                self.empty_log(checkpointed=self.checkpoint())
+                self.empty_log(checkpointed=self.checkpoint(), withdraw=withdraw)
         raise _log_is_lost(self.path)
 
     def log_seems_whole(self) -> bool:
@@ -398,8 +399,8 @@ def _is_file(path: str, status: os.stat_result) -> bool:
 def _log_is_lost(path: str) -> CorruptStore:
     return CorruptStore(
         f"another program cut or deleted {path}-wal, the log of the index: what was saved since the store "
-        "was mounted may be lost. Copy what you added out of the mount while it shows it; then unmount, "
-        "mount, and look what is missing"
+        "was mounted may be lost. Copy what you added out of the mount while it shows it, and unmount. If "
+        "the next mount is refused, pixstorefs check --repair brings back what is left"
     )
 
 

@@ -235,7 +235,7 @@ class Barrier:
                 return  # the next barrier tries again
             if not self._index.log_seems_whole():
                 with self._lock:
-                    self._index.require_whole_log()
+                    self._index.require_whole_log(self._record.withdraw_log)
             checkpointed = self._index.checkpoint()
             if not (checkpointed and self._index.keep_log()):
                 with self._lock:

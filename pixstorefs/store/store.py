@@ -165,7 +165,7 @@ class Store:
         with self.index.log_unread(wait_s=wait_s) as unread:
             if unread:
                 with self.lock:
-                    self.index.require_whole_log()
+                    self.index.require_whole_log(self._record.withdraw_log)
                 self._transactions.with_reserve(
                     lambda: self.index.empty_log(checkpointed=self.index.checkpoint(), withdraw=withdraw)
                 )

@@ -9,6 +9,7 @@ from disks import LoopDisk, fill
 from support import Mount
 
 _DIRECTORIES = 200
+_CORRUPT_STORE = 8
 
 
 def _save(directory: Path, prefix: str) -> dict[str, bytes]:
@@ -35,6 +36,16 @@ def _expect_it_is_told(mount: Mount) -> None:
         mount.expect_log(expected)
     for expected in ("getattr: the disk failed under", "fsync: another program", "recovery: removed"):
         mount.expect_log(expected)
+
+
+def _mount_after_repair(mount: Mount) -> None:
+    """What an fsync vouched for is lost: a mount is refused that says so, and a repair makes one again."""
+    refused = mount.run("mount", mount.store, mount.mountpoint)
+    assert refused.returncode == _CORRUPT_STORE
+    assert "check --repair" in refused.stderr
+    repaired = mount.run("check", "--repair", mount.store)
+    assert repaired.returncode == 0, repaired.stdout
+    mount.mount()
 
 
 @pytest.mark.parametrize("size_bytes", [0, 5000, 100_000])
@@ -67,7 +78,7 @@ def test_cut_log_with_pages_that_are_nowhere_else(mounted: Mount, size_bytes: in
 
     assert result.returncode != 0
     assert "cut or deleted" in result.stderr
-    mounted.mount()
+    _mount_after_repair(mounted)
 
 
 def test_log_that_is_deleted(mounted: Mount) -> None:
@@ -105,4 +116,4 @@ def test_cut_log_on_a_disk_that_is_full(unmounted: Mount, kind: str) -> None:
 
         assert result.returncode != 0
         assert "could not be saved" in result.stderr
-        unmounted.mount()
+        _mount_after_repair(unmounted)
