@@ -76,7 +76,7 @@ class StoreNotWritable(PixstoreError):
     """The disk or the rights of the store allow reading only: nothing was changed."""
 
     errno = errno.EROFS
-    exit_code = 18
+    exit_code = 17
 
 
 class FuseUnavailable(PixstoreError):

@@ -112,10 +112,10 @@ MUTATIONS = (
     Mutation(
         "retired objects are unlinked before the barrier's syncs",
         "pixstorefs/store/barrier.py",
-        "            token, floor = self._ledger.mark()\n        self._threads.run(",
-        "            token, floor = self._ledger.mark()\n"
+        "            claim = self._claim(token)\n        self._threads.run([*self._objects",
+        "            claim = self._claim(token)\n"
         "            self._objects.unlink(self._ledger.retired(token))\n"
-        "        self._threads.run(",
+        "        self._threads.run([*self._objects",
         _POWER,
     ),
     Mutation(

@@ -9,7 +9,7 @@ import pytest
 from disks import LoopDisk
 from support import Mount, cannot_run
 
-NOT_WRITABLE, KEYS_NOT_WRITTEN = 18, 14
+NOT_WRITABLE, KEYS_NOT_WRITTEN = 17, 14
 
 
 def _remount(disk: LoopDisk) -> None:
