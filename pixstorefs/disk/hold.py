@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.disk.folder import Folder, OddFile
 
-# There is none, and we cannot make one: whoever owns the store has never asked for it.
-_NOT_WRITABLE = (errno.EROFS, errno.EACCES)
+# There is none, and we cannot make one: whoever owns the store has never asked for it, or cannot either.
+_NOT_WRITABLE = FULL_ERRNOS | {errno.EROFS, errno.EACCES}
 # Of us, not of the file: somebody may well hold it.
 _CANNOT_ASK_NOW = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 _LOOK_AGAIN_S = 0.02

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from stores import Place, digests, image, replace_file, save_file
+from support import cannot_run
 from test_copies import key_of, opened
 
 from pixstorefs.check.check import Check, Progress
@@ -266,3 +267,22 @@ def test_nothing_of_a_store_is_mapped_to_be_used(place: Place, store: Store) -> 
     # Locked in the page cache, see `page_lock`.
     assert all(fields[5].endswith("index.db-wal") and fields[1] == "r--s" for fields in mapped)
     assert not (place.path / "index.db-shm").exists()
+
+
+def test_disk_without_room_for_the_hold(tmp_path: Path) -> None:
+    """Neither a reader nor the owner can make the file there: both go on without it."""
+    if os.geteuid() != 0:
+        cannot_run("a file system of the test's own needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "tmpfs", disk], check=True)
+    try:
+        (disk / "only").touch()
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "another").touch()
+        with held(str(disk / "hold-log")):
+            pass
+        with unless_held(str(disk / "hold-log")) as free:
+            assert free
+    finally:
+        subprocess.run(["umount", disk], check=True)
