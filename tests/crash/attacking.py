@@ -19,7 +19,7 @@ import prepared
 from people import Person, Said
 from prepared import Files, History, Kind, Prepared
 from real_mounts import RealPerson
-from rounds import ROUNDS_A_MOUNT, Failure, Tally, run
+from rounds import ROUNDS_A_MOUNT, Failure, Tally, remove_folder, run
 from stores import Place
 
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
@@ -87,7 +87,7 @@ class Scene:
     def plant(self, root: Path) -> str:
         """Put a link in the place of something below `root`; returns what was done."""
         chance = self._chance
-        name = chance.choice(chance.choice((_FOLDERS, _FOLDERS, _FILES, _MADE)))
+        name = chance.choice(chance.choice((_FOLDERS, _FOLDERS, _FILES, _FILES, _MADE)))
         path = root / name
         above = path.parent
         if any(each.is_symlink() for each in (above, above.parent)) or not above.is_dir():
@@ -96,7 +96,7 @@ class Scene:
         wanted = [same] if same.exists() and chance.random() < 0.5 else [*self._own(name)]
         target = chance.choice(wanted)
         _set_aside(path, self._folder / "aside")
-        if target.is_file() and chance.random() < 0.4:
+        if target.is_file() and chance.random() < 0.6:
             os.link(target, path)
             return f"{root.name}/{name} is another name of {target.relative_to(self._folder)}"
         path.symlink_to(target)
@@ -258,7 +258,7 @@ class Rounds:
             where = ("links", _place_of(one.plants))
             return [Failure(number, rule, where, what, detail) for rule, detail in failures]
         finally:
-            shutil.rmtree(folder)
+            remove_folder(folder)
 
     def _held(self, kind: Kind) -> tuple[Prepared, Files]:
         if kind.name not in self._prepared:

@@ -21,7 +21,7 @@ from damages import Damage, Scene, damage
 from people import Person, Said, digest, new_content
 from prepared import Image, Prepared, object_path
 from real_mounts import RealPerson
-from rounds import ROUNDS_A_MOUNT, Failure, Tally, run
+from rounds import ROUNDS_A_MOUNT, Failure, Tally, remove_folder, run
 
 # What a small store may take beyond what it has: its log, its journal, new copies, what is set aside.
 _GROWTH_BYTES = 20 << 20
@@ -316,7 +316,7 @@ class Rounds:
                 for rule, detail in failures
             ]
         finally:
-            shutil.rmtree(folder)
+            remove_folder(folder)
 
     def _held(self, kind: prepared.Kind) -> Prepared:
         if kind.name not in self._prepared:

@@ -28,6 +28,7 @@ class Mutation:
 
 _POWER = ("tests/crash/test_faults.py", "tests/crash/test_durable_close.py", "tests/crash/test_cut.py")
 _RECOVERY = ("tests/store/test_recovery.py", "tests/store/test_power_loss.py", "tests/crash/test_faults.py")
+_ROUNDS = ("tests/crash/test_damage_rounds.py",)
 
 MUTATIONS = (
     Mutation(
@@ -244,6 +245,41 @@ MUTATIONS = (
         "        self._failure = error\n",
         "",
         ("tests/store/test_power_loss.py",),
+    ),
+    Mutation(
+        "an old index is believed",
+        "pixstorefs/store/proof.py",
+        "    return Proof(doubt, found.claim.token if found.claim else None, unread)\n",
+        "    return Proof(None, found.claim.token if found.claim else None, 0)\n",
+        _ROUNDS,
+    ),
+    Mutation(
+        "a damaged index is restored without its copies",
+        "pixstorefs/check/restore.py",
+        "    copy = copies[0] if copies else None\n",
+        "    copy = None\n",
+        _ROUNDS,
+    ),
+    Mutation(
+        "a check does not tell of damaged images",
+        "pixstorefs/check/check.py",
+        "            if damage is not None:\n",
+        "            if False:\n",
+        _ROUNDS,
+    ),
+    Mutation(
+        "links below the store are followed",
+        "pixstorefs/disk/folder.py",
+        "            return open_beneath(self.fd, name, flags | _ALWAYS)\n",
+        "            return os.open(name, (flags | _ALWAYS) & ~os.O_NOFOLLOW, 0o600, dir_fd=self.fd)\n",
+        _ROUNDS,
+    ),
+    Mutation(
+        "a second name of a file is written to",
+        "pixstorefs/disk/folder.py",
+        "        if status.st_nlink > 1:\n",
+        "        if False:\n",
+        _ROUNDS,
     ),
 )
 

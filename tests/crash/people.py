@@ -181,6 +181,7 @@ def _be_child(body: Callable[[], int], paper: Path) -> None:
 
 def _wait(pid: int, timeout_s: float) -> int | None:
     """The exit status of a child, negative for a signal; None where it had to be killed."""
+    ended = False
     descriptor = os.pidfd_open(pid)
     try:
         poller = select.poll()
@@ -188,10 +189,11 @@ def _wait(pid: int, timeout_s: float) -> int | None:
         ended = bool(poller.poll(timeout_s * 1000))
     finally:
         os.close(descriptor)
-    if not ended:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
+        # Also if we are interrupted: nothing may go on writing when its folder is removed.
+        if not ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status) if ended else None
 
 

@@ -3,9 +3,11 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from disks import in_memory
 
 # A round with the real commands costs a hundred others.
 ROUNDS_A_MOUNT = 100
+_LEFTOVER_TIMEOUT_S = 20.0
 # Log, journal and reserve of a store are a part of its disk: on a small one a round takes half the time.
 _MEMORY_MIB = 40
 
@@ -113,6 +116,20 @@ def _arguments(name: str, default_rounds: int) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--verbose", action="store_true", help="print what every command said")
     return parser.parse_args()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove what a round left. A helper of a command that was killed may still be writing there."""
+    deadline_s = time.monotonic() + _LEFTOVER_TIMEOUT_S
+    while True:
+        try:
+            shutil.rmtree(folder)
+        except OSError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _tell(name: str, seed: int, failure: Failure) -> None:
