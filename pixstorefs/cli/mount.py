@@ -63,6 +63,11 @@ def mount_command(
     PIXSTOREFS_PASSPHRASE, the store's keyfile in your data directory, a prompt.
     """
     asked = mount_options.parse(options)
+    if asked.remount:
+        raise click.BadParameter(
+            f"as root: mount -o remount,{'ro' if asked.read_only else 'rw'} {mountpoint}",
+            param_hint="-o remount",
+        )
     asked.read_only |= read_only
     asked.allow_other |= allow_other
     asked.durable_close |= durable_close

@@ -6,13 +6,15 @@ no helper of ours, calls the plain program in the same form. umount(8) has such 
 FUSE file system for plain `fuse` and looks for no other helper, so there is none.
 """
 
+import errno
+
 import click
 
 from pixstorefs.cli import mount_options
 from pixstorefs.cli.mount import mount
 from pixstorefs.cli.paths import Mountpoint
 from pixstorefs.cli.secrets_options import SecretChoice
-from pixstorefs.errors import InvalidInput
+from pixstorefs.errors import InvalidInput, MountpointUnusable, StoreInUse
 
 # mount(8), "EXIT STATUS"
 EXIT_USAGE = 1
@@ -53,10 +55,34 @@ def mount_helper_command(
     A missing store is not created: what is missing at boot is rather its disk.
     """
     _refuse_namespace(namespace)
+    # With a remount mount(8) gives all options that the mount has, the kernel's own (user_id=0) included.
+    sloppy |= mount_options.parse(options, sloppy=True).remount
     asked = mount_options.parse(options, sloppy=sloppy)
     choice = SecretChoice(asked.passphrase_file, None, asked.keyfile)
-    if not fake:
+    if fake:
+        return
+    if asked.remount:
+        _remount(target, read_only=asked.read_only)
+    else:
         mount(source, target, asked, choice, create_missing=False)
+
+
+def _remount(target: str, *, read_only: bool) -> None:
+    """Forbid writing to a mount, or allow it again. The kernel does it; no other option can be changed."""
+    from pixstorefs.daemon import linux, mounts
+
+    entry = mounts.find(target)
+    if entry is None or not entry.is_ours:
+        raise MountpointUnusable(f"no pixstorefs is mounted on {target}, so it cannot be remounted.")
+    try:
+        linux.remount(entry.mountpoint, entry.options, read_only=read_only)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise MountpointUnusable(f"{target} cannot be remounted: {error.strerror}.") from error
+        users = ", ".join(mounts.users(entry.mountpoint)) or "another program"
+        raise StoreInUse(
+            f"{target} has files open for writing, in use by {users}: close them first."
+        ) from error
 
 
 def _refuse_namespace(namespace: str | None) -> None:

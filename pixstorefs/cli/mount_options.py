@@ -53,6 +53,7 @@ class MountOptions:
     passphrase_file: str | None = None
     keyfile: str | None = None
     run_as: str | None = None
+    remount: bool = False
 
 
 def parse(values: Iterable[str], *, sloppy: bool = False) -> MountOptions:
@@ -93,6 +94,8 @@ def _take_word(result: MountOptions, option: str) -> bool:
         result.default_permissions = True
     elif option == "durable_close":
         result.durable_close = True
+    elif option == "remount":
+        result.remount = True
     else:
         return False
     return True
@@ -127,8 +130,4 @@ def _is_harmless(option: str) -> bool:
 
 
 def _refusal(option: str) -> click.BadParameter:
-    if option == "remount":
-        return click.BadParameter(
-            "'remount' is not possible: unmount, and mount again with the other options", param_hint="-o"
-        )
     return click.BadParameter(f"unknown mount option {option!r}", param_hint="-o")

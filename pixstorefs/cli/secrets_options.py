@@ -4,6 +4,8 @@ A secret itself is never an argument: every user of the machine can read those.
 """
 
 import os
+import shlex
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +60,7 @@ def secret_for_store(
 
     environment = secrets.take_from_environment()
     _require_readable(store_path)
+    _warn_of_writers(store_path)
     # The header first: a store this program cannot read should not ask for a passphrase.
     store_header = header.read_header(store_path)
     secret = _given(choice) or secrets.passphrase_from_environment(environment)
@@ -66,7 +69,9 @@ def secret_for_store(
     kinds &= keyring.slot_kinds(header.keys_json(store_path))
     default = secrets.default_keyfile_path(store_header.store_id)
     if "keyfile" in kinds and os.path.exists(default):
-        return secrets.secret_from_keyfile(default)
+        secret = secrets.secret_from_keyfile(default)
+        _warn_of_readers(default)
+        return secret
     if "passphrase" in kinds and at_terminal():
         return secrets.passphrase_from_prompt(confirm=False)
     ways = []
@@ -137,12 +142,41 @@ def _given(choice: SecretChoice) -> "Secret | None":
     from pixstorefs.keys import secrets
 
     if choice.passphrase_file is not None:
-        return secrets.passphrase_from_file(choice.passphrase_file)
+        secret = secrets.passphrase_from_file(choice.passphrase_file)
+        _warn_of_readers(choice.passphrase_file)
+        return secret
     if choice.passphrase_command is not None:
         return secrets.passphrase_from_command(choice.passphrase_command)
     if choice.keyfile is not None:
-        return secrets.secret_from_keyfile(choice.keyfile)
+        secret = secrets.secret_from_keyfile(choice.keyfile)
+        _warn_of_readers(choice.keyfile)
+        return secret
     return None
+
+
+def _warn_of_readers(path: str) -> None:
+    """Say that other users may read, or replace, a file with a secret. A pipe is nobody else's."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return  # whoever reads it says it
+    if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) & 0o077:
+        console.note(
+            f"other users have rights to {path}, which opens the store: chmod 600 {shlex.quote(path)}"
+        )
+
+
+def _warn_of_writers(store_path: str) -> None:
+    """Say that every user of the machine may destroy the images."""
+    try:
+        mode = os.stat(store_path).st_mode
+    except OSError:
+        return
+    if mode & stat.S_IWOTH:
+        console.note(
+            f"every user can write to the store {store_path}, and so destroy its images: "
+            f"chmod o-w {shlex.quote(store_path)}"
+        )
 
 
 def _new_passphrase() -> "Secret | None":

@@ -7,6 +7,10 @@ import resource
 _PR_SET_DUMPABLE = 4
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+_MS_RDONLY = 1
+_MS_REMOUNT = 32
+# Options of a mount in mountinfo that a remount has to name again, or it drops them: mount(2).
+_MS_KEPT = {"nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
 
 # use_errno keeps this thread's errno safe from other calls; CDLL releases the GIL, which matters:
 # umount2 and syncfs on our own mount return only after our own event loop has answered the kernel.
@@ -17,6 +21,17 @@ def umount(mountpoint: str, *, lazy: bool = False) -> None:
     """umount2(2). Needs CAP_SYS_ADMIN; raises OSError as the kernel says it."""
     flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
     if _libc.umount2(os.fsencode(mountpoint), flags) != 0:
+        raise _last_error(mountpoint)
+
+
+def remount(mountpoint: str, options: frozenset[str], *, read_only: bool) -> None:
+    """mount(2) with MS_REMOUNT: forbid writing, or allow it again; its other `options` stay.
+
+    Needs CAP_SYS_ADMIN. Raises OSError, with EBUSY while a file is open for writing.
+    """
+    flags = _MS_REMOUNT | (_MS_RDONLY if read_only else 0)
+    flags |= sum(flag for option, flag in _MS_KEPT.items() if option in options)
+    if _libc.mount(None, os.fsencode(mountpoint), None, ctypes.c_ulong(flags), None) != 0:
         raise _last_error(mountpoint)
 
 

@@ -28,7 +28,11 @@ class MountEntry:
     filesystem: str
     source: str
     device: str  # "major:minor"
-    read_only: bool
+    options: frozenset[str]
+
+    @property
+    def read_only(self) -> bool:
+        return "ro" in self.options
 
     @property
     def is_ours(self) -> bool:
@@ -243,7 +247,7 @@ def _parse(line: bytes) -> MountEntry:
         filesystem=os.fsdecode(tail[0]),
         source=_path(tail[1]),
         device=os.fsdecode(fields[2]),
-        read_only=b"ro" in fields[5].split(b","),
+        options=frozenset(os.fsdecode(fields[5]).split(",")),
     )
 
 

@@ -335,6 +335,12 @@ class TestSystem:
         result = unmounted.run("mount", "-o", "ro,bogus=1", unmounted.store, unmounted.mountpoint)
         assert_refused(result, 2, "bogus=1")
 
+    def test_remount_is_for_the_mount_command_of_the_machine(self, unmounted: Mount) -> None:
+        """A person's mount command makes no new mount of it, and says what does."""
+        words = ("mount", "-o", "remount,ro", unmounted.store, unmounted.mountpoint)
+        assert_refused(unmounted.run(*words), 2, f"mount -o remount,ro {unmounted.mountpoint}")
+        assert not unmounted.store.exists()
+
     def test_missing_argument(self, unmounted: Mount) -> None:
         assert_refused(unmounted.run("mount", unmounted.store), 2, "MOUNTPOINT")
 

@@ -1,5 +1,6 @@
 """What this user has no rights to, and what two processes do at once: told as what it is, not as damage."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,28 @@ def test_a_place_without_rights_cannot_become_a_store(unmounted: Mount) -> None:
         refused = unmounted.run(*words)
         assert refused.returncode == NO_RIGHTS, refused.stderr
         assert f"{closed}/store: Permission denied" in refused.stderr
+
+
+def test_rights_of_others_to_secrets_and_store_are_told(unmounted: Mount) -> None:
+    """A keyfile or passphrase file that others may read, and a store they may write to; all still open."""
+    passphrase, keyfile = unmounted.directory / "word", unmounted.directory / "a key"
+    passphrase.write_text("correct horse")
+    passphrase.chmod(0o600)
+    opened_by = ("--passphrase-file", passphrase)
+    assert unmounted.run("init", unmounted.store, *opened_by).returncode == 0
+    added = unmounted.run(
+        *("key", "add", unmounted.store, "--label", "k", *opened_by, "--new-keyfile", keyfile)
+    )
+    assert added.returncode == 0, added.stderr
+    for path, option in ((passphrase, "--passphrase-file"), (keyfile, "--keyfile")):
+        assert unmounted.run("check", unmounted.store, option, path).stderr == ""
+        path.chmod(0o644)
+        told = unmounted.run("check", unmounted.store, option, path)
+        assert (told.returncode, f"chmod 600 {shlex.quote(str(path))}" in told.stderr) == (0, True)
+        path.chmod(0o600)
+    unmounted.store.chmod(0o777)
+    told = unmounted.run("check", unmounted.store, *opened_by)
+    assert (told.returncode, f"chmod o-w {unmounted.store}" in told.stderr) == (0, True)
 
 
 @pytest.mark.parametrize("words", ["status store", "mount store mount", "init store", "umount mount"])

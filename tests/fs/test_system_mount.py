@@ -121,7 +121,7 @@ class TestMountCommand:
         store.ok("pixstorefs", "umount", where)
         assert store.daemons() == []
 
-    @pytest.mark.parametrize("option", ["uid=1000", "idle_unmount=soon", "remount"])
+    @pytest.mark.parametrize("option", ["uid=1000", "idle_unmount=soon"])
     def test_option_that_cannot_be_used_is_named(self, store: Machine, option: str) -> None:
         result = store.run("mount", "-t", "pixstorefs", "-o", f"noatime,{option}", STORE, MOUNTPOINT)
         assert result.returncode == 1  # mount(8): incorrect invocation
@@ -138,6 +138,28 @@ class TestMountCommand:
         result = store.run("/sbin/mount.pixstorefs", STORE, MOUNTPOINT, "-N", "/proc/1/ns/mnt")
         assert result.returncode == 1
         assert "nsenter" in result.stderr
+
+    def test_remount(self, store: Machine) -> None:
+        """remount,ro forbids writing, while nobody writes, and remount,rw brings it back; nosuid stays."""
+        store.ok("mount", "-t", "pixstorefs", "-o", "noexec", STORE, MOUNTPOINT)
+        with open(store.path(f"{MOUNTPOINT}/a.jpg"), "wb") as file:
+            file.write(b"kept")
+            busy = store.run("mount", "-o", "remount,ro", MOUNTPOINT)
+            assert busy.returncode == 32
+            assert f"({os.getpid()})" in busy.stderr
+        store.ok("mount", "-o", "remount,ro", MOUNTPOINT)
+        refused = store.run("touch", f"{MOUNTPOINT}/b.jpg")
+        assert "Read-only file system" in refused.stderr
+        assert "read-only" in store.ok("pixstorefs", "status", MOUNTPOINT)
+        options = store.ok("findmnt", "-n", "-o", "OPTIONS", MOUNTPOINT)
+        assert {"ro", "nosuid", "nodev", "noexec"} <= set(options.strip().split(","))
+        store.ok("mount", "-o", "remount,rw", MOUNTPOINT)
+        store.ok("touch", f"{MOUNTPOINT}/b.jpg")
+        assert store.ok("cat", f"{MOUNTPOINT}/a.jpg") == "kept"
+        store.ok("umount", MOUNTPOINT)
+        nothing = store.run("mount", "-t", "pixstorefs", "-o", "remount,ro", STORE, MOUNTPOINT)
+        assert nothing.returncode == 32
+        assert "cannot be remounted" in nothing.stderr
 
     def test_missing_store_is_not_created(self, store: Machine) -> None:
         """At boot it is the disk of the store that is missing."""
