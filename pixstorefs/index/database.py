@@ -131,12 +131,18 @@ class Database:
     # Durability
 
     def log_position(self) -> Position:
-        """How far the log reaches: behind the last commit (with the lock held). Raises OSError."""
+        """How far the log reaches: behind the last commit (with the lock held).
+
+        Raises CorruptStore where somebody cut the log, OSError.
+        """
         if not self._log_pages:
             return Position()
         if self._log_fd < 0:
             self._open_log()
-        return Position(salts_in(self._log_fd), self._log_pages)
+        salts = salts_in(self._log_fd)
+        if not salts:
+            raise _log_is_lost(self.path)
+        return Position(salts, self._log_pages)
 
     def readable_frames(self) -> int:
         """How many frames of the log SQLite reads, up to the last commit that is whole. Changes nothing."""
