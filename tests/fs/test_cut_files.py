@@ -19,9 +19,8 @@ def _save(directory: Path, prefix: str, *, may_fail: bool = False) -> dict[str, 
         (directory / name).write_bytes(data)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        assert may_fail, error
+        with contextlib.suppress(OSError) if may_fail else contextlib.nullcontext():
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
     return content
@@ -39,7 +38,7 @@ def _serves(mount: Mount, pid: int) -> bool:
 def _expect_it_is_told(mount: Mount) -> None:
     for expected in ("could not be made durable", "could not be saved", "Nothing more is written"):
         mount.expect_log(expected)
-    for expected in ("getattr: the disk failed under", "fsync: another program", "recovery: removed"):
+    for expected in ("getattr: the disk failed under", "another program cut or deleted", "recovery: removed"):
         mount.expect_log(expected)
 
 
@@ -63,7 +62,10 @@ def test_cut_log_whose_pages_are_all_written_again(mounted: Mount, size_bytes: i
     content |= _save(mounted.mountpoint, "after", may_fail=True)
     assert _serves(mounted, pid)
     assert "cut or deleted" in mounted.run("umount", mounted.mountpoint).stderr
-    mounted.mount()
+    if size_bytes:
+        mounted.mount()
+    else:
+        _mount_after_repair(mounted)  # without its header a log says nothing of how far it reaches
     assert _read(mounted.mountpoint) == content
 
 
