@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 from pixstorefs.disk.folder import Folder
+from pixstorefs.disk.temporary import private_folder
 from pixstorefs.index.copy import take_copy
+from pixstorefs.index.database import log_size_bytes
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.transfer import copy_file
 from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOST_FOUND
@@ -52,13 +54,18 @@ def keep_index(store: Folder, index_path: str, key: bytes, now_ns: int) -> str:
     The log as a file, for SQLite may not have read all of it. The database not as a file: whoever closes a
     second descriptor of it takes SQLite's locks away (fcntl(2)). Raises CorruptStore, NoSpace, OSError.
     """
-    with closing(new_index_folder(store, now_ns)) as folder:
-        path = folder.reachable_path() or folder.path
-        take_copy(index_path, key, os.path.join(path, INDEX_FILE), lambda: None)
+    size_bytes = os.stat(index_path).st_size + log_size_bytes(index_path)
+    with (
+        private_folder(size_bytes, "a copy of the index that is set aside") as private,
+        closing(Folder.at(private)) as made,
+        closing(new_index_folder(store, now_ns)) as folder,
+    ):
+        take_copy(index_path, key, os.path.join(private, INDEX_FILE), lambda: None)
+        copy_file(made, INDEX_FILE, folder, INDEX_FILE)
         with suppress(FileNotFoundError):
             copy_file(store, _LOG_FILE, folder, _LOG_FILE)
         folder.sync()
-        return path
+        return folder.path
 
 
 def keep_copies(store: Folder, target: Folder) -> None:

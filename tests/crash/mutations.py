@@ -28,6 +28,7 @@ class Mutation:
 
 _POWER = ("tests/crash/test_faults.py", "tests/crash/test_durable_close.py", "tests/crash/test_cut.py")
 _RECOVERY = ("tests/store/test_recovery.py", "tests/store/test_power_loss.py", "tests/crash/test_faults.py")
+_OUTDATED = ("tests/fs/test_outdated_index.py",)
 _ROUNDS = ("tests/crash/test_damage_rounds.py",)
 
 MUTATIONS = (
@@ -99,14 +100,14 @@ MUTATIONS = (
     Mutation(
         "recovery does not verify what is recent",
         "pixstorefs/store/recovery.py",
-        "            if not is_intact(objects, version, inode.image_id):\n",
+        "            if not is_intact(self._objects, version, inode.image_id):\n",
         "            if False:\n",
         _RECOVERY,
     ),
     Mutation(
         "recovery does not sweep orphans",
         "pixstorefs/store/recovery.py",
-        "    objects.unlink(orphans)\n",
+        "    objects.unlink(orphans - set(strangers))\n",
         "",
         _RECOVERY,
     ),
@@ -164,7 +165,7 @@ MUTATIONS = (
     Mutation(
         "recovery trusts a log whose sync may have failed",
         "pixstorefs/store/store.py",
-        "            if not self._empty_log(_READER_AT_RECOVERY_WAIT_S):\n",
+        "            if not self._empty_log(_READER_AT_RECOVERY_WAIT_S, self._record.withdraw_log):\n",
         "            if False:\n",
         ("tests/crash/test_faults.py",),
     ),
@@ -228,7 +229,7 @@ MUTATIONS = (
     Mutation(
         "a log with a hole is moved into the index",
         "pixstorefs/store/store.py",
-        "                    self.index.require_whole_log()\n",
+        "                    self.index.require_whole_log(self._record.withdraw_log)\n",
         "                    pass\n",
         ("tests/fs/test_cut_files.py",),
     ),
@@ -280,6 +281,57 @@ MUTATIONS = (
         "        if status.st_nlink > 1:\n",
         "        if False:\n",
         _ROUNDS,
+    ),
+    Mutation(
+        "SQLite is given an empty index",
+        "pixstorefs/index/database.py",
+        "    if not new:\n        _require_pages(path, copy_of or path)\n",
+        "",
+        _OUTDATED,
+    ),
+    Mutation(
+        "a log that ends too early is believed",
+        "pixstorefs/store/proof.py",
+        "        if readable_frames >= claimed.frames:\n",
+        "        if True:\n",
+        _OUTDATED,
+    ),
+    Mutation(
+        "an index that is older than its copy is believed",
+        "pixstorefs/store/proof.py",
+        " or _doubt_of_copy(found.copy, state)",
+        "",
+        ("tests/store/test_check.py",),
+    ),
+    Mutation(
+        "what an older index does not know is removed",
+        "pixstorefs/store/recovery.py",
+        "    if not proof.knows_every_object:\n",
+        "    if False:\n",
+        ("tests/store/test_recovery.py", *_OUTDATED),
+    ),
+    Mutation(
+        "copies that a repair started from are left to be replaced",
+        "pixstorefs/check/restore.py",
+        "            keep_copies(self.store, aside)\n",
+        "",
+        _OUTDATED,
+    ),
+    Mutation(
+        "the log is emptied while the record vouches for it",
+        "pixstorefs/store/barrier_record.py",
+        "        return claim is None or self.write(replace(claim, log=Position()), synced=True)\n",
+        "        return True\n",
+        ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
+        "a record is written before what it vouches for is synced",
+        "pixstorefs/store/barrier.py",
+        "        self._threads.run([*self._objects.syncs(objects), self._sync_log])\n"
+        "        self._record.write(claim)\n",
+        "        self._record.write(claim)\n"
+        "        self._threads.run([*self._objects.syncs(objects), self._sync_log])\n",
+        ("tests/crash/test_faults.py",),
     ),
 )
 

@@ -436,3 +436,90 @@ def test_clean_stop_needs_no_recovery(place: Place, store: Store) -> None:
     with _reopened(place, crashed) as recovered:
         assert recovered.report == []
         assert tree(recovered) == OLD
+
+
+# What no power loss explains
+
+
+def _objects_aside(store: Path) -> set[str]:
+    return {path.name for path in (store / "lost+found" / "objects").glob("*")}
+
+
+def _draft_on_disk(store: Store) -> int:
+    """An object that is being written, and no row knows."""
+    draft = store.allocator.begin_object(b"x" * 16)
+    draft.append(0, memoryview(bytes(SEGMENT)))
+    return draft.key.version_id
+
+
+def test_draft_is_removed_if_the_index_is_proven(store: Store, place: Place) -> None:
+    """The record vouches for the index: an object that it does not know was never saved."""
+    with store.lock:
+        version_id = _draft_on_disk(store)
+        copy = _crash(store, place)
+    with _reopened(place, copy) as recovered:
+        assert any("never saved" in line for line in recovered.report)
+    assert version_id not in objects_of(copy)
+    assert _objects_aside(copy) == set()
+
+
+def test_unknown_object_is_set_aside_if_nothing_vouches_for_the_index(store: Store, place: Place) -> None:
+    """Without a record the index may be an older one, and the object an image whose key is elsewhere."""
+    with store.lock:
+        version_id = _draft_on_disk(store)
+        copy = _crash(store, place)
+    content = objects_of(copy)[version_id].read_bytes()
+    (copy / "barrier").unlink()
+    with _reopened(place, copy) as recovered:
+        assert any("objects that the index does not know" in line for line in recovered.report)
+        assert tree(recovered) == OLD
+    assert (copy / "lost+found" / "objects" / str(version_id)).read_bytes() == content
+
+
+def test_what_stands_behind_a_damaged_frame_is_kept_with_its_keys(store: Store, place: Place) -> None:
+    """A save that was acknowledged and never synced: its object is set aside, and the log with its key."""
+    with store.lock:
+        before = objects_of(place.path)
+        reach = store.index.log_position().frames
+        _create(store, "later", image(SEGMENT, "later"))
+        copy = _crash(store, place)
+    [path] = _newer_than(before, copy)
+    with open(copy / "index.db-wal", "r+b") as log:
+        log.seek(32 + reach * (24 + 4096) + 500)
+        byte = log.read(1)
+        log.seek(-1, 1)
+        log.write(bytes([byte[0] ^ 1]))
+    damaged = (copy / "index.db-wal").read_bytes()
+    with _reopened(place, copy) as recovered:
+        assert tree(recovered) == OLD
+    assert _objects_aside(copy) == {path.name}
+    [kept] = (copy / "lost+found").glob("index-*/index.db-wal")
+    assert kept.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("lose", [_gone, _short, _zeroed])
+def test_image_that_was_called_durable_stays_in_the_tree(
+    store: Store, place: Place, lose: Callable[[Path], None]
+) -> None:
+    """A power loss does not take what a sync vouched for: a damaged image is told of, and keeps its name."""
+    with store.lock:
+        before = objects_of(place.path)
+        _create(store, "durable", image(SEGMENT, "durable"))
+        store.make_durable()
+        copy = _crash(store, place)
+    (copy / "journal").write_bytes(b"")
+    for path in _newer_than(before, copy):
+        lose(path)
+    with _reopened(place, copy) as recovered:
+        inode = recovered.tree.lookup(ROOT_INO, b"durable")
+        assert inode is not None
+        with pytest.raises(CorruptImage):
+            content_of(recovered, inode)
+        assert any(line.startswith("durable: it is damaged") for line in recovered.report)
+        assert _others(recovered) == OLD
+
+
+def _others(store: Store) -> dict[str, bytes]:
+    """The content of every image but the damaged one."""
+    entries = store.tree.entries(ROOT_INO, 0, 100)
+    return {name.decode(): content_of(store, inode) for _, name, inode in entries if name != b"durable"}
