@@ -73,6 +73,7 @@ class Merge:
         older = sorted(path_of(self._index, row[0]) for row in self._run("SELECT ino FROM temp.older"))
         lost = sorted(self._without_inode() + self._drop_lost())
         self._attach_files()
+        self._refuse_unexplained_loss()
         self._settle_versions()
         self._count_links()
         return Merged(self._index.number_of_images(), lost, older)
@@ -200,6 +201,10 @@ class Merge:
             )
 
     def _merge_inodes(self) -> None:
+        self._run(
+            "CREATE TEMP TABLE known AS SELECT ino FROM inode WHERE image_id NOTNULL AND nlink > 0"
+            " UNION SELECT ino FROM temp.read_inode WHERE image_id NOTNULL AND nlink > 0"
+        )
         self._run("CREATE TEMP TABLE only_copied (ino INTEGER PRIMARY KEY)")
         self._run(
             "INSERT INTO temp.only_copied SELECT ino FROM inode"
@@ -370,6 +375,18 @@ class Merge:
             " WHERE retired_by IS NOT NULL AND version_id IN (SELECT version_id FROM temp.current)"
         )
         self._run("DELETE FROM xattr WHERE ino NOT IN (SELECT ino FROM inode)")
+
+    def _refuse_unexplained_loss(self) -> None:
+        """Stop where an image would go that has a key and a whole object, and nothing proves its deletion."""
+        [(dropped,)] = self._run(
+            "SELECT count(*) FROM temp.known WHERE ino IN (SELECT ino FROM temp.newest)"
+            " AND ino NOT IN (SELECT ino FROM inode)"
+        )
+        if dropped and not self._certain:
+            raise CorruptStore(
+                f"{dropped} images would be lost by this repair, though their keys and objects are there. It "
+                "stopped, and nothing was changed. Keep the store as it is, and a copy of it, and report this"
+            )
 
     def _count_links(self) -> None:
         self._run("DROP TABLE IF EXISTS temp.names")
