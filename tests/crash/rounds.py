@@ -90,19 +90,23 @@ def run(name: str, make: Callable[..., Runner], default_rounds: int) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     tally = Tally()
     failures: list[Failure] = []
-    for message in _messages(make, asked):
-        if "failure" in message:
-            failure = Failure(**message["failure"])
-            failures.append(failure)
-            if not asked.json:
-                _tell(name, asked.seed, failure)
-        else:
-            tally.add(message["tally"])
+    interrupted = False
+    try:
+        for message in _messages(make, asked):
+            if "failure" in message:
+                failure = Failure(**message["failure"])
+                failures.append(failure)
+                if not asked.json:
+                    _tell(name, asked.seed, failure)
+            else:
+                tally.add(message["tally"])
+    except KeyboardInterrupt:
+        interrupted = True
     if asked.json:
         print(json.dumps({**vars(tally), "failures": [asdict(failure) for failure in failures]}))
     else:
         _summarize(name, tally, failures)
-    return 1 if failures else 0
+    return 1 if failures or interrupted else 0
 
 
 def _arguments(name: str, default_rounds: int) -> argparse.Namespace:
@@ -160,7 +164,8 @@ def _messages(make: Callable[..., Runner], asked: argparse.Namespace) -> Iterato
             for worker in range(workers)
         ]
         os.close(write_end)
-        failed = set()
+        failed: set[int] = set()
+        done = False
         try:
             with open(read_end, encoding="utf-8") as reports:
                 for line in reports:
@@ -169,8 +174,10 @@ def _messages(make: Callable[..., Runner], asked: argparse.Namespace) -> Iterato
                     failed |= {message["failure"]["number"]} if "failure" in message else set()
                     if len(failed) >= asked.failures:
                         break
+                else:
+                    done = True
         finally:
-            ended = [_end(pid, ask=len(failed) >= asked.failures) for pid in pids]
+            ended = [_end(pid, ask=not done) for pid in pids]
         if not all(ended):
             sys.exit("a process that ran rounds broke")
 
