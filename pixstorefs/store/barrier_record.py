@@ -17,7 +17,7 @@ import os
 import struct
 from dataclasses import dataclass, replace
 
-from pixstorefs.disk.files import fill_with_zeros
+from pixstorefs.disk.files import FULL_ERRNOS, fill_with_zeros
 from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.index.log import Position
 from pixstorefs.index.rows import State
@@ -87,7 +87,8 @@ class BarrierRecord:
     def write(self, claim: Claim, *, synced: bool = False) -> bool:
         """Replace what is claimed, `synced` if need be. Returns whether nothing older is claimed any more.
 
-        A record that cannot be written is removed: what it claims may be false soon.
+        Where a full disk has no room (btrfs writes no block twice) the older claim stays: it is less, and
+        still true. Otherwise a record that cannot be written is removed: what it claims may be false soon.
         """
         if self._fd < 0:
             return self._store.file_status(RECORD_FILE) is None
@@ -101,7 +102,14 @@ class BarrierRecord:
             if synced:
                 os.fdatasync(self._fd)
         except OSError as error:
-            log.warning("the record of barriers cannot be written: %s", error)
+            full = error.errno in FULL_ERRNOS
+            log.log(
+                logging.INFO if full else logging.WARNING,
+                "the record of barriers cannot be written: %s",
+                error,
+            )
+            if full and not synced:
+                return False
             self.close()
             return self._removed()
         return True
