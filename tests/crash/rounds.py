@@ -160,7 +160,7 @@ def _messages(make: Callable[..., Runner], asked: argparse.Namespace) -> Iterato
         workers = min(asked.workers, asked.rounds)
         read_end, write_end = os.pipe()
         pids = [
-            _worker(make, asked, numbers[worker::workers], folder / str(worker), write_end)
+            _worker(make, asked, numbers[worker::workers], folder / str(worker), (read_end, write_end))
             for worker in range(workers)
         ]
         os.close(write_end)
@@ -198,13 +198,20 @@ def _scene() -> Iterator[Path]:
 
 
 def _worker(
-    make: Callable[..., Runner], asked: argparse.Namespace, numbers: range, folder: Path, write_end: int
+    make: Callable[..., Runner],
+    asked: argparse.Namespace,
+    numbers: range,
+    folder: Path,
+    pipe: tuple[int, int],
 ) -> int:
     """A process that runs these rounds; returns its pid. It is a zombie until it is waited for."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
+    read_end, write_end = pipe
+    # Or it would wait for itself to read on when nobody else does any more.
+    os.close(read_end)
     try:
         os.environ["XDG_STATE_HOME"] = str(folder / "state")
         folder.mkdir()
@@ -212,7 +219,7 @@ def _worker(
         with in_memory(folder, _MEMORY_MIB) as site:
             _run_rounds(make(site, folder, asked.seed, asked.kind), numbers, write_end, verbose=asked.verbose)
         status = 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):
         status = 0
     except BaseException:
         traceback.print_exc()
