@@ -20,6 +20,8 @@ _FRAME_HEADER_SIZE_BYTES = 24
 _PAGE_SIZE_BYTES = 4096
 _FRAME_SIZE_BYTES = _FRAME_HEADER_SIZE_BYTES + _PAGE_SIZE_BYTES
 _SALTS = slice(16, 24)
+# A log begins anew when it has 4 MB at least: so many times are 4 TB. Salts of another log are rarely near.
+_MOST_RUNS = 1 << 20
 _MAGICS = (0x377F0682, 0x377F0683)
 # A log has zeros behind what was written to it. So many frames of zeros are its end, whatever its length
 # says: somebody may have made it terabytes long.
@@ -37,9 +39,12 @@ class Position:
     frames: int = 0
 
     def is_newer_run(self, other: "Position") -> bool:
-        """Whether this run of a log began after the other one's. SQLite counts the first salt up."""
+        """Whether this run of a log began after the other one's, since the log was last emptied.
+
+        SQLite counts the first salt up by one for each run, and draws it anew for an empty log.
+        """
         ahead = int.from_bytes(self.salts[:4], "big") - int.from_bytes(other.salts[:4], "big")
-        return 0 < ahead % (1 << 32) < 1 << 31
+        return 0 < ahead % (1 << 32) < _MOST_RUNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The newest run of a log, as its frame headers tell it; nothing of it is verified."""
+    """The newest run of a log, as its frame headers tell it; nothing of them is verified.
+
+    `has_header`: the header of the log is whole, and of this run. Else SQLite reads nothing of it.
+    """
 
     salts: bytes
     frames: tuple[Frame, ...]
+    has_header: bool = False
 
     @property
     def position(self) -> Position:
@@ -93,7 +102,8 @@ def newest_run(path: str) -> Run:
         return Run(b"", ())
     try:
         headers = _frame_headers(fd, status.st_size)
-        salts = _newest_salts(salts_in(fd), [salts for _, salts in headers])
+        of_header = salts_in(fd)
+        salts = of_header or _newest_salts([salts for _, salts in headers])
     finally:
         os.close(fd)
     # What stands in front of the last frame of a run is of that run, also where its own salts are damaged.
@@ -102,7 +112,7 @@ def newest_run(path: str) -> Run:
         Frame(page, _HEADER_SIZE_BYTES + number * _FRAME_SIZE_BYTES + _FRAME_HEADER_SIZE_BYTES)
         for number, (page, _) in enumerate(headers[: last + 1])
     )
-    return Run(salts, tuple(frames))
+    return Run(salts, tuple(frames), has_header=bool(of_header))
 
 
 def _frame_headers(fd: int, size_bytes: int) -> list[tuple[int, bytes]]:
@@ -118,15 +128,13 @@ def _frame_headers(fd: int, size_bytes: int) -> list[tuple[int, bytes]]:
     return found
 
 
-def _newest_salts(of_header: bytes, of_frames: list[bytes]) -> bytes:
-    """The salts of the newest run: the header's, also where no frame of it reached the disk.
+def _newest_salts(of_frames: list[bytes]) -> bytes:
+    """The salts of the newest run, by its frames: a header that is damaged does not tell.
 
-    Where the header is damaged the frames tell, but not one alone: its own salts may be damaged.
+    Not by one alone, whose own salts may be damaged; and what is no log at all has no two that agree.
     """
-    if of_header:
-        return of_header
     counted = Counter(salts for salts in of_frames if any(salts))
-    several = [salts for salts, count in counted.items() if count > 1] or list(counted)
+    several = list(counted) if len(counted) == 1 else [salts for salts, n in counted.items() if n > 1]
     newest = b""
     for salts in several:
         if not newest or Position(salts).is_newer_run(Position(newest)):

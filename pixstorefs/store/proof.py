@@ -108,7 +108,9 @@ def _doubt_of_log(found: Witnesses, readable_frames: int) -> str | None:
     if claimed is None or not claimed.salts:
         return None
     if not found.run.salts:
-        return f"its log, which had {claimed.frames} pages, is missing or empty"
+        return f"its log, which had {claimed.frames} pages, is missing, empty, or no log"
+    if not found.run.has_header:
+        return f"its log, which had {claimed.frames} pages, is damaged at its beginning"
     if found.run.salts == claimed.salts:
         if readable_frames >= claimed.frames:
             return None

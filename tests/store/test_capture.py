@@ -280,9 +280,10 @@ def test_disk_without_room_for_the_hold(tmp_path: Path) -> None:
         (disk / "only").touch()
         with pytest.raises(OSError, match="No space left"):
             (disk / "another").touch()
-        with held(str(disk / "hold-log")):
-            pass
-        with unless_held(str(disk / "hold-log")) as free:
-            assert free
+        with closing(Folder.at(str(disk))) as folder:
+            with held(folder, LOG_HOLD_FILE):
+                pass
+            with unless_held(folder, LOG_HOLD_FILE) as free:
+                assert free
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -17,14 +17,20 @@ from pixstorefs.index.database import Database, connect, log_size_bytes
 _KEY = bytes(32)
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    """A database with one table, and a log that is not empty."""
-    path = str(tmp_path / "index.db")
+def _made(folder: str) -> str:
+    """A database with one table; returns its path."""
+    path = os.path.join(folder, "index.db")
     Path(path).touch(0o600)
     with closing(connect(path, _KEY, new=True)) as new:
         new.execute("CREATE TABLE first (content)")  # until there is something, there is no page
         new.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    return path
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    """A database with one table, and a log that is not empty."""
+    path = _made(str(tmp_path))
     with closing(Database(path, _KEY)) as database:
         with database.transaction():
             database.execute("CREATE TABLE value (content)")
@@ -81,8 +87,7 @@ def test_database_that_may_only_be_read() -> None:
     if os.geteuid() != 0:
         cannot_run("becoming somebody else needs root")
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "index.db")
-        connect(path, _KEY).close()
+        path = _made(folder)
         os.chmod(path, 0o444)
         os.chmod(folder, 0o777)
         os.seteuid(65534)
