@@ -272,7 +272,5 @@ class Repair:
             self._move_object(found.version_id)
 
     def _move_object(self, version_id: int) -> None:
-        if not self._objects.exists(version_id):
-            return
-        [place] = set_objects_aside(self._store.folder, self._objects, [version_id])
-        self._done.append(f"the object {version_id}, which belongs to no image, is now {place}")
+        for place in set_objects_aside(self._store.folder, self._objects, [version_id]):
+            self._done.append(f"the object {version_id}, which belongs to no image, is now {place}")

@@ -158,8 +158,7 @@ def _clear_orphans(
     report = []
     if drafts:
         report.append(f"removed {len(drafts)} objects of drafts that were never saved")
-    if strangers:
-        places = set_objects_aside(store, objects, strangers)
+    if places := set_objects_aside(store, objects, strangers):
         report.append(
             f"{len(places)} objects that the index does not know are now in "
             f"{os.path.dirname(places[0])}: drafts that were never saved, or images whose keys are lost"
