@@ -1,9 +1,13 @@
 """What the tests of the store share: images of any size, files that are none, looks into the directory."""
 
 import hashlib
+import os
 import random
 import stat
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pixstorefs
@@ -141,3 +145,25 @@ def check_store(place: Place, path: Path) -> list[Finding]:
     """Everything a check of the store at `path` finds, notes too."""
     with StoreView(str(path), secret_from_keyfile(place.keyfile)) as view:
         return list(Check(view, Progress()).run())
+
+
+@contextmanager
+def writing(place: Place, program: str) -> Iterator[None]:
+    """Another process runs `program` on the store until the block ends; it may not end before.
+
+    The program gets the paths of store and keyfile, and prints "ready" when it has begun.
+    """
+    path = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, place.path, place.keyfile],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        yield
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()

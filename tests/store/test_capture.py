@@ -3,14 +3,13 @@
 import os
 import resource
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from stores import Place, digests, image, replace_file, save_file
+from stores import Place, digests, image, replace_file, save_file, writing
 from support import cannot_run
 from test_copies import key_of, opened
 
@@ -196,29 +195,11 @@ while True:
 """
 
 
-@contextmanager
-def writing(place: Place) -> Iterator[None]:
-    """Another process that changes two rows in turn, and moves its log into the database all the time."""
-    path = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, place.path, place.keyfile],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == b"ready\n"
-        yield
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def test_copies_beside_a_process_that_writes_and_empties_the_log(place: Place) -> None:
     """Every copy is sound and of one moment, and a later one is never older."""
     place.open().close()
     seen = 0
-    with writing(place):
+    with writing(place, _WRITER):
         for _ in range(60):
             with closing(captured(place)) as index:
                 assert index.execute("PRAGMA integrity_check") == [("ok",)]

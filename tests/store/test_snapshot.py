@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +23,7 @@ from stores import (
     save_file,
     take_snapshot,
     tree,
+    writing,
 )
 from support import cannot_run
 
@@ -332,31 +332,11 @@ def number_of(content: bytes) -> int:
     return number
 
 
-@contextlib.contextmanager
-def writing(place: Place) -> Iterator[None]:
-    """Another process that saves, replaces, renames and deletes all the time."""
-    path = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, place.path, place.keyfile],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == b"ready\n"
-        yield
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
 def test_snapshots_beside_a_writing_process(place: Place, elsewhere: Path, tmp_path: Path) -> None:
     """Each is whole, and of one moment: what was saved first is never older than what was saved after it."""
     place.open().close()
     seen = 0
-    with writing(place):
+    with writing(place, _WRITER):
         for number in range(24):
             target = (tmp_path if number % 2 else elsewhere) / "taken"
             outcome = take_snapshot(place, target, verify=number % 3 == 0)
