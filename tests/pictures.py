@@ -12,6 +12,9 @@ from PIL import Image, PngImagePlugin, features
 
 IS_ROOT = os.geteuid() == 0
 
+# A folder of real photos. They are nobody's to redistribute: without them the tests that need them skip.
+CORPUS = Path(os.environ.get("PIXSTOREFS_CORPUS", Path(__file__).resolve().parents[2] / "shared" / "corpus"))
+
 # Strings that the pictures below carry inside, each long enough to be searched for.
 DESCRIPTION = "Grandmother's garden before the storm"
 ARTIST = "Annelies Photographer-Example"

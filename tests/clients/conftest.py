@@ -10,8 +10,6 @@ from programs import run
 from support import Mount, watched
 from trees import Tree
 
-_CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
-
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
@@ -58,8 +56,8 @@ def made_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """A folder of real photos, good, bad and odd. They are nobody's to redistribute: without them we skip."""
-    folder = Path(os.environ.get("PIXSTOREFS_CORPUS", _CORPUS))
+    """A folder of real photos, good, bad and odd."""
+    folder = pictures.CORPUS
     if not folder.is_dir():
         pytest.skip("no folder of real photos: name one in PIXSTOREFS_CORPUS")
     if not pictures.IS_ROOT:

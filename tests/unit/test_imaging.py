@@ -17,8 +17,6 @@ from PIL import Image, features
 from pixstorefs.imaging.dimensions import MAX_PROCESSOR_S, MAX_READ_BYTES, measure
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, extension, sniff
 
-CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
-
 PILLOW_FORMATS = [
     ("JPEG", "jpeg"),
     ("PNG", "png"),
@@ -405,11 +403,13 @@ def stored_size_by_pillow(path):
             return None
 
 
-@pytest.mark.skipif(not CORPUS.is_dir(), reason="no folder of real photos")
+@pytest.mark.skipif(
+    not pictures.CORPUS.is_dir(), reason="no folder of real photos: name one in PIXSTOREFS_CORPUS"
+)
 def test_real_images():
     """On real files of all kinds we never raise, and agree with Pillow wherever it opens one."""
     opened = 0
-    for folder, _, names in os.walk(CORPUS):
+    for folder, _, names in os.walk(pictures.CORPUS):
         for name in names:
             path = Path(folder, name)
             content = path.read_bytes()
