@@ -118,7 +118,7 @@ def test_order_of_a_change_of_keys() -> None:
 
 @pytest.mark.parametrize("scenario", ["update", "update, the log first"])
 def test_order_of_a_barrier(scenario: str) -> None:
-    """Object, folder, the folder's name and log, in any order; what was replaced is unlinked only then."""
+    """Object, folder, the folder's name and log, in any order; record and unlinking only then."""
     calls = _output("--scenario", scenario, "--trace").splitlines()
     unlinked = calls.index(next(call for call in calls if call.startswith("unlink /objects/")))
     created = [call for call in calls if call.startswith("create /objects/")][-1].removeprefix("create ")
@@ -130,6 +130,9 @@ def test_order_of_a_barrier(scenario: str) -> None:
         _next(calls, "fsync /objects", written),
         _next(calls, "fdatasync /index.db-wal", committed),
     ]
+    # The record vouches for what is synced: one that came first would call a lost image durable.
+    recorded = _next(calls, "write /barrier", committed)
+    assert max(synced) < recorded
     assert max(synced) < unlinked
     assert (synced == sorted(synced)) is (scenario == "update")
 
@@ -180,7 +183,7 @@ def test_log_is_written_anew_after_an_unclean_stop() -> None:
 
 
 def test_order_of_an_fsync() -> None:
-    """The object's copy and the log, and none of the new file's own blocks; those come with the barrier."""
+    """The object's copy and the log, then the record; the new file's own blocks come with the barrier."""
     calls = _output("--scenario", "update, fsync and update", "--trace").splitlines()
     created = [call for call in calls if call.startswith("create /objects/")][-2].removeprefix("create ")
     committed = _next(calls, "write /index.db-wal", calls.index(f"write {created}"))
@@ -189,6 +192,7 @@ def test_order_of_an_fsync() -> None:
         _next(calls, "fdatasync /index.db-wal", committed),
     ]
     updated = [call for call in calls if call.startswith("create /objects/")][-1]
+    assert max(synced) < _next(calls, "write /barrier", committed)
     assert max(synced) < calls.index(updated) < _next(calls, f"fdatasync {created}", committed)
 
 
