@@ -1,6 +1,5 @@
 """`pixstorefs init`: make a store without mounting it."""
 
-import errno
 import os
 
 import click
@@ -59,6 +58,7 @@ def refuse_foreign(path: str) -> None:
 
 def create(path: str, new: NewSecret, *, padding: bool = True) -> None:
     """Create the store and say what opens it."""
+    from pixstorefs.disk.files import FULL_ERRNOS
     from pixstorefs.store import header
 
     try:
@@ -66,6 +66,6 @@ def create(path: str, new: NewSecret, *, padding: bool = True) -> None:
     except OSError as error:
         if isinstance(error, PermissionError):
             raise  # told for every command alike
-        kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else NotAStore
+        kind = NoSpace if error.errno in FULL_ERRNOS else NotAStore
         raise kind(f"{path} cannot be made a store: {error.strerror} ({error.filename or path})") from error
     new.tell(path)

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
+from pixstorefs.daemon import linux
+
 K = TypeVar("K")
 _Question = Callable[[], Any]
 
@@ -75,8 +77,7 @@ def _answer(question: _Question, write_end: int) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
-        os.closerange(3, write_end)
-        os.closerange(write_end + 1, os.sysconf("SC_OPEN_MAX"))
+        linux.close_descriptors(keep=write_end)
         os.chdir("/")
         # An answer that does not fit into a pipe would be written in parts; none comes near its 64 KiB.
         with suppress(OSError, ValueError, MemoryError):

@@ -1,5 +1,6 @@
 """What of Linux Python does not offer, or not under a name that tells what it is for."""
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -33,6 +34,17 @@ def remount(mountpoint: str, options: frozenset[str], *, read_only: bool) -> Non
     flags |= sum(flag for option, flag in _MS_KEPT.items() if option in options)
     if _libc.mount(None, os.fsencode(mountpoint), None, ctypes.c_ulong(flags), None) != 0:
         raise _last_error(mountpoint)
+
+
+def close_descriptors(*, keep: int) -> None:
+    """Close everything above stderr but one descriptor, in a process that was just forked.
+
+    Asked of the kernel: a limit may be a thousand million, and closerange may try each number below it.
+    """
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and descriptor != keep:
+            with contextlib.suppress(OSError):  # the listing's own is closed by now
+                os.close(descriptor)
 
 
 def syncfs(path: str) -> None:

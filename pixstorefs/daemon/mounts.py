@@ -50,9 +50,14 @@ def mounted() -> list[MountEntry]:
         return [_parse(line) for line in lines]
 
 
+def _topmost() -> dict[str, MountEntry]:
+    """What is mounted, by mountpoint: a later entry lies on an earlier one."""
+    return {entry.mountpoint: entry for entry in mounted()}
+
+
 def on(mountpoint: str) -> MountEntry | None:
     """The topmost mount on a real path. Touches no file system."""
-    return {entry.mountpoint: entry for entry in mounted()}.get(mountpoint)
+    return _topmost().get(mountpoint)
 
 
 def find(path: str) -> MountEntry | None:
@@ -64,7 +69,7 @@ def find(path: str) -> MountEntry | None:
     """
     absolute = os.path.abspath(path)
     parent, name = os.path.split(absolute)
-    entries = {entry.mountpoint: entry for entry in mounted()}
+    entries = _topmost()
     if absolute in entries:
         return entries[absolute]
     beside = os.path.join(real_path(parent), name)

@@ -8,7 +8,7 @@ from functools import partial
 
 from pixstorefs.daemon import asking, mounts
 from pixstorefs.disk.folder import Folder, OddFile
-from pixstorefs.disk.lock_file import owner_of, read_note
+from pixstorefs.disk.lock_file import LOCK_FILE, owner_of, read_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def _has_lock(pid: int, store_path: str) -> bool:
     By inode number and without the device: btrfs and overlayfs tell another one there than stat(2) does.
     On NFS a flock is a POSIX lock.
     """
-    inode = os.stat(os.path.join(store_path, "lock")).st_ino
+    inode = os.stat(os.path.join(store_path, LOCK_FILE)).st_ino
     with open("/proc/locks", encoding="ascii") as lines:
         held = [line.split() for line in lines]
     return any(

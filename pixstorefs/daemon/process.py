@@ -5,7 +5,6 @@ met: no `sleep 1` in anybody's script. Fork comes before any thread exists; noth
 carry along (SQLite, locks, trio) is opened before it.
 """
 
-import contextlib
 import faulthandler
 import json
 import logging
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from typing import NoReturn, Protocol
 
 from pixstorefs import errors
-from pixstorefs.daemon import logs, notify
+from pixstorefs.daemon import linux, logs, notify
 from pixstorefs.errors import NoRights, PixstoreError
 
 log = logging.getLogger(__name__)
@@ -140,11 +139,8 @@ def _detach(report: _Report) -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     # Whatever the caller left open (locks, pipes someone reads to the end) is not ours to keep.
-    # Asked of the kernel: a limit may be a thousand million, and each number below it would be tried.
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        if descriptor > 2 and descriptor != report.descriptor:
-            with contextlib.suppress(OSError):  # the listing's own is closed by now
-                os.close(descriptor)
+    assert report.descriptor is not None
+    linux.close_descriptors(keep=report.descriptor)
 
 
 def _leave_surroundings() -> None:
