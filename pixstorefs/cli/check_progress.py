@@ -7,12 +7,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import platformdirs
 
 from pixstorefs.check.check import Progress
-from pixstorefs.disk.files import write_durably
+from pixstorefs.disk.folder import Folder
 
 SAVE_INTERVAL_S = 30.0
 _BAR_INTERVAL_S = 0.1
@@ -52,7 +52,8 @@ class Bookmark:
             "bytes": progress.verified_bytes,
             "seconds": seconds,
         }
-        write_durably(self._path, json.dumps(content).encode())
+        with closing(Folder.at(self._folder)) as folder:
+            folder.replace(os.path.basename(self._path), json.dumps(content).encode())
 
     def remove(self) -> None:
         """The check reached its end."""

@@ -87,23 +87,6 @@ def copy_content(source: int, target: int, size_bytes: int) -> None:
         size_bytes -= len(chunk)
 
 
-def write_durably(path: str, content: bytes) -> None:
-    """Replace a small file so that a crash leaves the old or the new content, never a part.
-
-    Temporary file (`<path>.new`), fsync, rename, fsync of the directory. Mode 0600.
-    """
-    temporary = path + ".new"
-    with removed_on_error(temporary):
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        try:
-            write_fully(fd, memoryview(content), lambda: None)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    sync_directory(os.path.dirname(path))
-
-
 @contextmanager
 def removed_on_error(path: str) -> Iterator[None]:
     """Remove a file that could not be completed."""
