@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from pixstorefs.errors import InvalidInput
-from pixstorefs.index import repairs as repairs
+from pixstorefs.index import repairs
 from pixstorefs.index.paths import path_of
 from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.records import Entry, Inode

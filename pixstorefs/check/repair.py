@@ -17,8 +17,7 @@ from pixstorefs.check.restore import restore_index
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.errors import CorruptImage, CorruptStore, InvalidInput
-from pixstorefs.index import invariants as invariants
-from pixstorefs.index import repairs as repairs
+from pixstorefs.index import invariants, repairs
 from pixstorefs.index.findings import Finding, Reaction, Violation
 from pixstorefs.index.paths import path_of
 from pixstorefs.index.rows import ROOT_INO, Index

@@ -23,7 +23,6 @@ from pixstorefs.objects.directory import OBJECTS_FOLDER, ObjectDirectory, number
 from pixstorefs.objects.layout import LAST_VERSION_ID
 from pixstorefs.objects.transfer import copy_file
 from pixstorefs.store.aside import (
-    INDEX_FILES,
     keep_copies,
     new_index_folder,
     newest_index_folder,
@@ -32,7 +31,15 @@ from pixstorefs.store.aside import (
 )
 from pixstorefs.store.barrier_record import remove_record
 from pixstorefs.store.copies import good_copies
-from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOST_FOUND, root_inode
+from pixstorefs.store.header import (
+    COPIES_FOLDER,
+    COPY_NAMES,
+    INDEX_FILE,
+    INDEX_FILES,
+    LOG_SUFFIXES,
+    LOST_FOUND,
+    root_inode,
+)
 from pixstorefs.store.numbers import BLOCK
 from pixstorefs.store.proof import witnesses
 
@@ -53,9 +60,8 @@ class Restored:
     pages_read: int = 0  # of the damaged index
     pages_lost: int = 0
     images: int = 0
-    lost: list[str] = field(
-        default_factory=list
-    )  # not there any more: deleted, or saved again, since the copy
+    # Not there any more: deleted, or saved again, since the copy.
+    lost: list[str] = field(default_factory=list)
     older: list[str] = field(default_factory=list)  # an older version of them is back
     objects_aside: list[str] = field(default_factory=list)  # saved since the copy; their keys are lost
     index_aside: str | None = None  # where the damaged index is
@@ -290,7 +296,7 @@ def _merge(
             known = index.known_objects(0)
         index.checkpoint()
         index.empty_log(checkpointed=True)
-    for suffix in ("-wal", "-shm"):
+    for suffix in LOG_SUFFIXES:
         if os.path.lexists(path + suffix):
             os.unlink(path + suffix)
     index_copy.sync_file(path)

@@ -21,7 +21,8 @@ from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.hold import held
 from pixstorefs.disk.temporary import no_room, private_folder
 from pixstorefs.errors import StoreInUse
-from pixstorefs.index.database import LOG_HEADER_BYTES, LOG_HOLD_FILE, index_is_missing, written_log_bytes
+from pixstorefs.index.database import LOG_HOLD_FILE, index_is_missing, written_log_bytes
+from pixstorefs.index.log import LOG_HEADER_SIZE_BYTES
 from pixstorefs.index.rows import Index
 
 _LOG_SUFFIX = "-wal"
@@ -152,7 +153,7 @@ def _moment(folder: Folder, name: str) -> Moment:
         raise index_is_missing(os.path.join(folder.path, name))
     header = b""
     with contextlib.suppress(FileNotFoundError):
-        header = folder.read(name + _LOG_SUFFIX, LOG_HEADER_BYTES)
+        header = folder.read(name + _LOG_SUFFIX, LOG_HEADER_SIZE_BYTES)
     return Moment(database, _file_state(folder, name + _LOG_SUFFIX), header, time.time_ns())
 
 

@@ -33,7 +33,13 @@ from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.hold import unless_held
 from pixstorefs.disk.page_lock import PageLock
 from pixstorefs.errors import CorruptStore, NoSpace, PixstoreError, ReadOnlyStore
-from pixstorefs.index.log import Position, salts_in
+from pixstorefs.index.log import (
+    FRAME_HEADER_SIZE_BYTES,
+    LOG_HEADER_SIZE_BYTES,
+    PAGE_SIZE_BYTES,
+    Position,
+    salts_in,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +50,6 @@ _CHECKPOINT_FROM_BYTES = 4 << 20
 # Anybody may lock as much (systemd's DefaultLimitMEMLOCK).
 _LOG_KEPT_BYTES = 8 << 20
 _PART_OF_DISK = 32
-_PAGE_SIZE_BYTES = 4096
-LOG_HEADER_BYTES = 32
-_FRAME_HEADER_BYTES = 24
 _BUSY_TIMEOUT_MS = 10_000
 _STEPS_BETWEEN_SIGNALS = 100_000
 _VFS = "multipleciphers-unix-excl"
@@ -207,7 +210,7 @@ class Database:
 
     def checkpoint_is_due(self) -> bool:
         """Whether the log is large enough to be moved into the database."""
-        return self._log_pages * _PAGE_SIZE_BYTES >= _CHECKPOINT_FROM_BYTES
+        return self._log_pages * PAGE_SIZE_BYTES >= _CHECKPOINT_FROM_BYTES
 
     def require_whole_log(self, withdraw: Callable[[], bool]) -> None:
         """Raises CorruptStore where somebody cut the log (with the lock held, inside `log_unread`).
@@ -228,8 +231,8 @@ class Database:
         pages = self._log_pages
         if self._log_fd < 0 or not pages:
             return True
-        frames_bytes = written_log_bytes(self._log_fd) - LOG_HEADER_BYTES
-        return frames_bytes >= pages * (_FRAME_HEADER_BYTES + _PAGE_SIZE_BYTES)
+        frames_bytes = written_log_bytes(self._log_fd) - LOG_HEADER_SIZE_BYTES
+        return frames_bytes >= pages * (FRAME_HEADER_SIZE_BYTES + PAGE_SIZE_BYTES)
 
     def checkpoint(self) -> bool:
         """Copy the log into the database, synced, without blocking the writer. Called without the lock.
@@ -382,7 +385,7 @@ def _require_pages(path: str, name: str) -> None:
         raise index_is_missing(name) from None
     if not stat.S_ISREG(status.st_mode):
         raise CorruptStore(f"{name} is no file: the store has lost its index. {_ADVICE}")
-    if status.st_size < _PAGE_SIZE_BYTES:
+    if status.st_size < PAGE_SIZE_BYTES:
         raise CorruptStore(f"{name} is damaged: it has {status.st_size} bytes. {_ADVICE}")
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.lstat(path + "-wal").st_mode):
@@ -450,11 +453,11 @@ def written_log_bytes(log: int) -> int:
 
     Layout: https://sqlite.org/fileformat2.html#walformat
     """
-    header = os.pread(log, LOG_HEADER_BYTES, 0)
-    if len(header) < LOG_HEADER_BYTES:
+    header = os.pread(log, LOG_HEADER_SIZE_BYTES, 0)
+    if len(header) < LOG_HEADER_SIZE_BYTES:
         return 0
-    frame_bytes = _FRAME_HEADER_BYTES + int.from_bytes(header[8:12])
-    end = LOG_HEADER_BYTES
-    while os.pread(log, _FRAME_HEADER_BYTES, end)[8:16] == header[16:24]:
+    frame_bytes = FRAME_HEADER_SIZE_BYTES + int.from_bytes(header[8:12])
+    end = LOG_HEADER_SIZE_BYTES
+    while os.pread(log, FRAME_HEADER_SIZE_BYTES, end)[8:16] == header[16:24]:
         end += frame_bytes
     return end

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from pixstorefs.disk.folder import Folder, OddFile
 
-_HEADER_SIZE_BYTES = 32
+LOG_HEADER_SIZE_BYTES = 32
 _FRAME_HEADER = struct.Struct(">II8s")
-_FRAME_HEADER_SIZE_BYTES = 24
-_PAGE_SIZE_BYTES = 4096
-_FRAME_SIZE_BYTES = _FRAME_HEADER_SIZE_BYTES + _PAGE_SIZE_BYTES
+FRAME_HEADER_SIZE_BYTES = 24
+PAGE_SIZE_BYTES = 4096
+_FRAME_SIZE_BYTES = FRAME_HEADER_SIZE_BYTES + PAGE_SIZE_BYTES
 _SALTS = slice(16, 24)
 # A log begins anew when it has 4 MB at least: so many times are 4 TB. Salts of another log are rarely near.
 _MOST_RUNS = 1 << 20
@@ -74,13 +74,13 @@ class Run:
 
 def salts_in(fd: int) -> bytes:
     """The salts in the header of an open log; none where it has no header that is whole. Raises OSError."""
-    header = os.pread(fd, _HEADER_SIZE_BYTES, 0)
+    header = os.pread(fd, LOG_HEADER_SIZE_BYTES, 0)
     return header[_SALTS] if _is_whole(header) else b""
 
 
 def _is_whole(header: bytes) -> bool:
     """Whether a log's header has its own checksum: two sums over its first six words."""
-    if len(header) < _HEADER_SIZE_BYTES:
+    if len(header) < LOG_HEADER_SIZE_BYTES:
         return False
     magic, *_, said_one, said_two = struct.unpack(">8I", header)
     if magic not in _MAGICS:
@@ -109,7 +109,7 @@ def newest_run(path: str) -> Run:
     # What stands in front of the last frame of a run is of that run, also where its own salts are damaged.
     last = max((number for number, (_, found) in enumerate(headers) if found == salts), default=-1)
     frames = (
-        Frame(page, _HEADER_SIZE_BYTES + number * _FRAME_SIZE_BYTES + _FRAME_HEADER_SIZE_BYTES)
+        Frame(page, LOG_HEADER_SIZE_BYTES + number * _FRAME_SIZE_BYTES + FRAME_HEADER_SIZE_BYTES)
         for number, (page, _) in enumerate(headers[: last + 1])
     )
     return Run(salts, tuple(frames), has_header=bool(of_header))
@@ -119,7 +119,7 @@ def _frame_headers(fd: int, size_bytes: int) -> list[tuple[int, bytes]]:
     """Page number and salts of every frame, up to the zeros that end a log."""
     found: list[tuple[int, bytes]] = []
     zeros = 0
-    for offset in range(_HEADER_SIZE_BYTES, size_bytes - _FRAME_SIZE_BYTES + 1, _FRAME_SIZE_BYTES):
+    for offset in range(LOG_HEADER_SIZE_BYTES, size_bytes - _FRAME_SIZE_BYTES + 1, _FRAME_SIZE_BYTES):
         page, _, salts = _FRAME_HEADER.unpack(os.pread(fd, _FRAME_HEADER.size, offset))
         found.append((page, salts))
         zeros = 0 if any(salts) else zeros + 1

@@ -19,9 +19,8 @@ import apsw
 from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import CorruptStore
 from pixstorefs.index.database import connect, uri
-from pixstorefs.index.log import Run, newest_run
+from pixstorefs.index.log import PAGE_SIZE_BYTES, Run, newest_run
 
-PAGE_SIZE_BYTES = 4096
 _USABLE_BYTES = PAGE_SIZE_BYTES - 64  # the cipher's tag and nonce
 _LOG_SUFFIX = "-wal"
 _SUFFIXES = ("", _LOG_SUFFIX, "-shm")

@@ -23,7 +23,7 @@ from pixstorefs.objects.directory import OBJECTS_FOLDER, OBJECTS_PER_FOLDER, Obj
 from pixstorefs.objects.layout import LAST_VERSION_ID
 from pixstorefs.objects.transfer import copy_file
 from pixstorefs.store.barrier_record import remove_record
-from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOG_SUFFIXES, put_back
+from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, INDEX_FILES, LOG_SUFFIXES, put_back
 from pixstorefs.store.numbers import BLOCK
 from pixstorefs.store.snapshot_record import RECORD_FILE, SnapshotRecord, read_record, write_record
 
@@ -175,8 +175,8 @@ class Target:
         """SQLite opens files by path: refuse if that leads elsewhere by now, or they are none."""
         if self.folder.reachable_path() != self.path:
             raise SnapshotFailed(f"{self.path} was moved while the snapshot was taken: start again")
-        for suffix in ("", *LOG_SUFFIXES):
-            self.folder.require_own(INDEX_FILE + suffix)
+        for name in INDEX_FILES:
+            self.folder.require_own(name)
 
     # Putting it in place
 

@@ -17,7 +17,6 @@ from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.transfer import copy_file
 from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOST_FOUND
 
-INDEX_FILES = (INDEX_FILE, INDEX_FILE + "-wal", INDEX_FILE + "-shm")
 _LOG_FILE = INDEX_FILE + "-wal"
 _OBJECTS = "objects"
 _INDEX_PREFIX = "index-"

@@ -31,6 +31,7 @@ KEYS_FILE = "keys.json"
 INDEX_FILE = "index.db"
 # What SQLite keeps beside it: its log, and what connections share.
 LOG_SUFFIXES = ("-wal", "-shm")
+INDEX_FILES = (INDEX_FILE, *(INDEX_FILE + suffix for suffix in LOG_SUFFIXES))
 INDEX_PURPOSE = "index"
 COPIES_FOLDER = "copies"
 # Of the index, in that folder.
@@ -98,7 +99,7 @@ def require_index(folder: Folder) -> None:
 
     Without opening them: closing a second descriptor of a file of SQLite takes its locks away (fcntl(2)).
     """
-    for name in (INDEX_FILE, *(INDEX_FILE + suffix for suffix in LOG_SUFFIXES)):
+    for name in INDEX_FILES:
         status = folder.status(name)
         if status is None:
             continue
