@@ -17,11 +17,11 @@ from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path
 from pixstorefs.objects.sealing import Buffer
 from pixstorefs.records import Entry, ImageRecord, Inode
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.header import create_store, is_store, read_header
 from pixstorefs.store.measure import measure_object
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.store import Store
 from pixstorefs.store.tree import NewName
+from pixstorefs.trust.header import create_store, is_store, read_header
 
 _CHUNK_SIZE_BYTES = 1 << 20
 _PAGE_ENTRIES = 512

@@ -9,8 +9,8 @@ from pixstorefs.disk.folder import Folder
 from pixstorefs.index import database as index_database
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
-from pixstorefs.store.barrier_record import remove_record
-from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
+from pixstorefs.trust.barrier_record import remove_record
+from pixstorefs.trust.header import INDEX_PURPOSE, keys_json, read_header
 
 
 def change_rows(store: str | os.PathLike[str], secret: Secret, *statements: str) -> None:

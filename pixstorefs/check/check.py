@@ -25,8 +25,8 @@ from pixstorefs.index.walk import StoredImage
 from pixstorefs.objects.directory import OBJECTS_PER_FOLDER, ObjectDirectory
 from pixstorefs.objects.reader import reader_of
 from pixstorefs.records import Version
-from pixstorefs.store.header import COPIES_FOLDER, LOST_FOUND, differing_copies
-from pixstorefs.store.snapshot_record import is_unfinished
+from pixstorefs.trust.header import COPIES_FOLDER, LOST_FOUND, differing_copies
+from pixstorefs.trust.snapshot_record import is_unfinished
 
 # What the disk is asked for in advance: enough to keep it busy, too little to push others out of the cache.
 _AHEAD_BYTES = 16 << 20

@@ -11,9 +11,9 @@ from pixstorefs.index.paths import path_of
 from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.records import Entry, Inode
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.header import LOST_FOUND
 from pixstorefs.store.store import Store
 from pixstorefs.store.tree import NewName
+from pixstorefs.trust.header import LOST_FOUND
 
 _NAME_LIMIT_BYTES = 255
 

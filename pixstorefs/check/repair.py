@@ -25,11 +25,11 @@ from pixstorefs.keys.secrets import Secret
 from pixstorefs.objects.directory import OBJECTS_FOLDER, ObjectDirectory
 from pixstorefs.objects.reader import reader_of
 from pixstorefs.records import Entry, Version
-from pixstorefs.store.aside import set_objects_aside
-from pixstorefs.store.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header, require_index
 from pixstorefs.store.opening import unlock
-from pixstorefs.store.proof import prove, witnesses
 from pixstorefs.store.store import Store
+from pixstorefs.trust.aside import set_objects_aside
+from pixstorefs.trust.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header, require_index
+from pixstorefs.trust.proof import prove, witnesses
 
 _CYCLE_LIMIT = 1 << 16
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pixstorefs.check.restore import build_index, scratch_folder
 from pixstorefs.errors import CorruptStore
 from pixstorefs.keys.secrets import Secret
-from pixstorefs.store.header import read_header
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.store import Store
+from pixstorefs.trust.header import read_header
 
 log = logging.getLogger(__name__)
 

@@ -16,22 +16,23 @@ from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.temporary import private_folder
 from pixstorefs.errors import CorruptStore
 from pixstorefs.index import copy as index_copy
-from pixstorefs.index.merge import Merge, Merged
 from pixstorefs.index.rows import Index, State
-from pixstorefs.index.salvage import Salvage, salvage
 from pixstorefs.objects.directory import OBJECTS_FOLDER, ObjectDirectory, number_of
 from pixstorefs.objects.layout import LAST_VERSION_ID
 from pixstorefs.objects.transfer import copy_file
-from pixstorefs.store.aside import (
+from pixstorefs.salvage.merge import Merge, Merged
+from pixstorefs.salvage.pages import Salvage, salvage
+from pixstorefs.store.numbers import BLOCK
+from pixstorefs.trust.aside import (
     keep_copies,
     new_index_folder,
     newest_index_folder,
     objects_aside,
     set_objects_aside,
 )
-from pixstorefs.store.barrier_record import remove_record
-from pixstorefs.store.copies import good_copies
-from pixstorefs.store.header import (
+from pixstorefs.trust.barrier_record import remove_record
+from pixstorefs.trust.copies import good_copies
+from pixstorefs.trust.header import (
     COPIES_FOLDER,
     COPY_NAMES,
     INDEX_FILE,
@@ -40,8 +41,7 @@ from pixstorefs.store.header import (
     LOST_FOUND,
     root_inode,
 )
-from pixstorefs.store.numbers import BLOCK
-from pixstorefs.store.proof import witnesses
+from pixstorefs.trust.proof import witnesses
 
 _NEW = "index.new"
 _BEGUN = INDEX_FILE + ".new"

@@ -17,10 +17,10 @@ from pixstorefs.index.database import log_size_bytes
 from pixstorefs.index.rows import Index
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.objects.directory import ObjectDirectory
-from pixstorefs.store.copies import damaged_copies
-from pixstorefs.store.header import INDEX_FILE, read_header
 from pixstorefs.store.opening import unlock
-from pixstorefs.store.proof import prove, witnesses
+from pixstorefs.trust.copies import damaged_copies
+from pixstorefs.trust.header import INDEX_FILE, read_header
+from pixstorefs.trust.proof import prove, witnesses
 
 
 class StoreView:

@@ -26,7 +26,7 @@ def init_command(
     Without a secret option and without a terminal a keyfile is made in your data directory.
     """
     from pixstorefs.daemon.linux import protect_memory
-    from pixstorefs.store import header
+    from pixstorefs.trust import header
 
     choice = SecretChoice(passphrase_file, passphrase_command, keyfile)
     protect_memory()
@@ -42,7 +42,7 @@ def refuse_foreign(path: str) -> None:
 
     Raises NotAStore, StoreInUse, NoRights.
     """
-    from pixstorefs.store import header
+    from pixstorefs.trust import header
 
     if not os.path.lexists(path):
         return
@@ -59,7 +59,7 @@ def refuse_foreign(path: str) -> None:
 def create(path: str, new: NewSecret, *, padding: bool = True) -> None:
     """Create the store and say what opens it."""
     from pixstorefs.disk.files import FULL_ERRNOS
-    from pixstorefs.store import header
+    from pixstorefs.trust import header
 
     try:
         header.create_store(path, new.make, padding=padding)

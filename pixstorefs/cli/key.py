@@ -89,7 +89,7 @@ def key_group() -> None:
 def list_command(store: str) -> None:
     """Show the keys of STORE: label, kind, and what a guess at a passphrase costs. Needs no secret."""
     from pixstorefs.keys.slots import infos
-    from pixstorefs.store import header
+    from pixstorefs.trust import header
 
     place = os.path.realpath(store)
     header.read_header(place)

@@ -131,7 +131,7 @@ def mount(
 
 def _secret(choice: SecretChoice, path: str, *, create_missing: bool, read_only: bool) -> "Secret":
     """The secret that opens the store, after making the store if there is none."""
-    from pixstorefs.store import header
+    from pixstorefs.trust import header
 
     if header.is_store(path):
         return secret_for_store(choice, path)

@@ -56,7 +56,7 @@ def secret_for_store(
     CorruptStore, NewerFormat, InvalidInput; NoRights if this user may not read the store.
     """
     from pixstorefs.keys import keyring, secrets
-    from pixstorefs.store import header
+    from pixstorefs.trust import header
 
     environment = secrets.take_from_environment()
     _require_readable(store_path)
@@ -88,7 +88,7 @@ def secret_for_store(
 
 def _require_readable(store_path: str) -> None:
     """Raises NoRights. SQLite tells an index that may not be read from a damaged one by words at best."""
-    from pixstorefs.store import header
+    from pixstorefs.trust import header
 
     for name in (header.HEADER_FILE, header.KEYS_FILE, header.INDEX_FILE):
         try:

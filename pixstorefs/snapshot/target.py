@@ -22,10 +22,10 @@ from pixstorefs.index.rows import Index
 from pixstorefs.objects.directory import OBJECTS_FOLDER, OBJECTS_PER_FOLDER, ObjectDirectory, number_of
 from pixstorefs.objects.layout import LAST_VERSION_ID
 from pixstorefs.objects.transfer import copy_file
-from pixstorefs.store.barrier_record import remove_record
-from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, INDEX_FILES, LOG_SUFFIXES, put_back
 from pixstorefs.store.numbers import BLOCK
-from pixstorefs.store.snapshot_record import RECORD_FILE, SnapshotRecord, read_record, write_record
+from pixstorefs.trust.barrier_record import remove_record
+from pixstorefs.trust.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, INDEX_FILES, LOG_SUFFIXES, put_back
+from pixstorefs.trust.snapshot_record import RECORD_FILE, SnapshotRecord, read_record, write_record
 
 # Who mounts the snapshot for writing gets version ids that the store itself does not reach.
 _GAP = 64 * BLOCK

@@ -18,8 +18,8 @@ from pixstorefs.errors import NoSpace, PixstoreError
 from pixstorefs.index.rows import Index
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.journal import Journal
-from pixstorefs.store.barrier_record import BarrierRecord, Claim
 from pixstorefs.store.ledger import Ledger
+from pixstorefs.trust.barrier_record import BarrierRecord, Claim
 
 log = logging.getLogger(__name__)
 

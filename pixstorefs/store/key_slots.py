@@ -14,8 +14,8 @@ from pixstorefs.errors import KeysNotWritten, PixstoreError, StoreNotWritable
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
 from pixstorefs.keys.slots import without
-from pixstorefs.store.header import keys_json, read_header, replace_keys
 from pixstorefs.store.opening import advice_where_copies_differ
+from pixstorefs.trust.header import keys_json, read_header, replace_keys
 
 
 class KeySlots:

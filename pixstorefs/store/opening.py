@@ -7,7 +7,8 @@ from pixstorefs.disk.lock_file import own
 from pixstorefs.errors import CorruptStore, WrongKey
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
-from pixstorefs.store.header import (
+from pixstorefs.store.store import Store
+from pixstorefs.trust.header import (
     INDEX_PURPOSE,
     Header,
     differing_copies,
@@ -15,7 +16,6 @@ from pixstorefs.store.header import (
     put_back,
     read_header,
 )
-from pixstorefs.store.store import Store
 
 
 def open_unlocked(

@@ -25,9 +25,9 @@ from pixstorefs.objects import journal
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.reader import is_intact
 from pixstorefs.records import Entry, Inode, Version
-from pixstorefs.store.aside import set_objects_aside
-from pixstorefs.store.header import LOST_FOUND
-from pixstorefs.store.proof import Proof
+from pixstorefs.trust.aside import set_objects_aside
+from pixstorefs.trust.header import LOST_FOUND
+from pixstorefs.trust.proof import Proof
 
 
 def recover(

@@ -23,18 +23,18 @@ from pixstorefs.objects.layout import Content
 from pixstorefs.objects.reader import ObjectReader, reader_of
 from pixstorefs.records import Inode, Version
 from pixstorefs.store.allocation import Allocator
-from pixstorefs.store.aside import keep_index
 from pixstorefs.store.barrier import Barrier
-from pixstorefs.store.barrier_record import BarrierRecord, clean_claim
-from pixstorefs.store.copies import Copies, Schedule
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.header import INDEX_FILE, require_index
 from pixstorefs.store.ledger import Ledger
 from pixstorefs.store.numbers import Numbers
-from pixstorefs.store.proof import Proof, prove, require, witnesses
 from pixstorefs.store.recovery import orphans_of, put_back_journaled, recover
 from pixstorefs.store.transactions import Transactions
 from pixstorefs.store.tree import NewName, Tree
+from pixstorefs.trust.aside import keep_index
+from pixstorefs.trust.barrier_record import BarrierRecord, clean_claim
+from pixstorefs.trust.copies import Copies, Schedule
+from pixstorefs.trust.header import INDEX_FILE, require_index
+from pixstorefs.trust.proof import Proof, prove, require, witnesses
 
 # How long a close waits for another process that copies the index, to leave an empty log behind; and a
 # recovery, which cannot do without.

@@ -33,9 +33,9 @@ from pixstorefs.errors import PixstoreError, WrongKey
 from pixstorefs.index.findings import Reaction
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store.header import create_store, differing_copies, is_store, keys_json, read_header
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.store import Store
+from pixstorefs.trust.header import create_store, differing_copies, is_store, keys_json, read_header
 
 _SHIM = "PIXSTOREFS_FAULTS"
 _COUNT, _DIE_BEFORE, _DIE_AFTER, _FAIL, _FAIL_ON, _SHORTEN, _CUT_POWER = range(7)

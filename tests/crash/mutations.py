@@ -171,7 +171,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the copy of the keys is written behind the file that counts",
-        "pixstorefs/store/header.py",
+        "pixstorefs/trust/header.py",
         "        _replace(folder, copy, slots)\n        _replace(folder, first, slots)\n",
         "        _replace(folder, first, slots)\n        _replace(folder, copy, slots)\n",
         ("tests/crash/test_faults.py",),
@@ -249,7 +249,7 @@ MUTATIONS = (
     ),
     Mutation(
         "an old index is believed",
-        "pixstorefs/store/proof.py",
+        "pixstorefs/trust/proof.py",
         "    return Proof(doubt, found.claim.token if found.claim else None, unread)\n",
         "    return Proof(None, found.claim.token if found.claim else None, 0)\n",
         _ROUNDS,
@@ -291,14 +291,14 @@ MUTATIONS = (
     ),
     Mutation(
         "a log that ends too early is believed",
-        "pixstorefs/store/proof.py",
+        "pixstorefs/trust/proof.py",
         "        if readable_frames >= claimed.frames:\n",
         "        if True:\n",
         _OUTDATED,
     ),
     Mutation(
         "an index that is older than its copy is believed",
-        "pixstorefs/store/proof.py",
+        "pixstorefs/trust/proof.py",
         " or _doubt_of_copy(found.copy, state)",
         "",
         ("tests/store/test_check.py",),
@@ -319,7 +319,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the log is emptied while the record vouches for it",
-        "pixstorefs/store/barrier_record.py",
+        "pixstorefs/trust/barrier_record.py",
         "        return claim is None or self.write(replace(claim, log=Position()), synced=True)\n",
         "        return True\n",
         ("tests/crash/test_faults.py",),

@@ -14,9 +14,9 @@ from pixstorefs.errors import PixstoreError
 from pixstorefs.index.findings import Reaction
 from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store.header import is_store
-from pixstorefs.store.snapshot_record import is_unfinished
 from pixstorefs.store.store import Store
+from pixstorefs.trust.header import is_store
+from pixstorefs.trust.snapshot_record import is_unfinished
 
 DONE = "done 0"
 

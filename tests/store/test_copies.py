@@ -27,9 +27,9 @@ from pixstorefs.index import database as index_database
 from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
-from pixstorefs.store.copies import Schedule, good_copies
-from pixstorefs.store.header import INDEX_PURPOSE, is_store, keys_json, read_header
 from pixstorefs.store.store import Store
+from pixstorefs.trust.copies import Schedule, good_copies
+from pixstorefs.trust.header import INDEX_PURPOSE, is_store, keys_json, read_header
 
 NEVER_S = 1e6
 _MANY = 2500  # images, for an index of a few steps

@@ -26,10 +26,10 @@ from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.store import barrier
-from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
-from pixstorefs.store.proof import Proof
 from pixstorefs.store.recovery import put_back_journaled, recover
 from pixstorefs.store.store import Store
+from pixstorefs.trust.header import INDEX_PURPOSE, keys_json, read_header
+from pixstorefs.trust.proof import Proof
 
 NAMES = "abcdef"
 _LOG_HEADER_BYTES = 32

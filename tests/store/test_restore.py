@@ -19,8 +19,8 @@ from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
 from pixstorefs.records import Inode
-from pixstorefs.store.header import INDEX_PURPOSE, keys_json, read_header
 from pixstorefs.store.store import Store
+from pixstorefs.trust.header import INDEX_PURPOSE, keys_json, read_header
 
 PAGE = 4096
 FOLDERS = 3

@@ -42,8 +42,8 @@ from pixstorefs.errors import (
 from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import secret_from_keyfile
 from pixstorefs.snapshot.snapshot import Snapshot
-from pixstorefs.store.snapshot_record import is_unfinished
 from pixstorefs.store.store import Store
+from pixstorefs.trust.snapshot_record import is_unfinished
 
 
 @pytest.fixture

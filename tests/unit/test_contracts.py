@@ -16,7 +16,7 @@ import pixstorefs
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = {module.name for module in pkgutil.iter_modules(pixstorefs.__path__) if module.ispkg}
 ALLOWED = {
-    "apsw": {"index"},
+    "apsw": {"index", "salvage"},
     "cryptography": {"keys"},
     "pyfuse3": {"fuse", "daemon"},
     "trio": {"fuse", "daemon"},

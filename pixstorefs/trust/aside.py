@@ -15,7 +15,7 @@ from pixstorefs.index.copy import take_copy
 from pixstorefs.index.database import log_size_bytes
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.transfer import copy_file
-from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOST_FOUND
+from pixstorefs.trust.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOST_FOUND
 
 _LOG_FILE = INDEX_FILE + "-wal"
 _OBJECTS = "objects"

@@ -17,8 +17,9 @@ from pixstorefs.format import sealed_size
 from pixstorefs.imaging.formats import extension
 from pixstorefs.index.paths import path_of
 from pixstorefs.index.rows import ROOT_INO, Index, State
-from pixstorefs.index.salvage import Pages, Salvage, rows
 from pixstorefs.index.schema import IS_DIRECTORY, IS_FILE, is_type
+from pixstorefs.salvage.cells import rows
+from pixstorefs.salvage.pages import Pages, Salvage
 
 # How many columns the rows have, which tells most of them apart; see schema.
 _COLUMNS = {"inode": 17, "version": 12, "displaced": 5, "entry": 5, "xattr": 3, "name": 3, "linked": 3}

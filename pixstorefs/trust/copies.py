@@ -24,7 +24,7 @@ from pixstorefs.index import copy as index_copy
 from pixstorefs.index.database import LOG_LIMIT_BYTES, log_size_bytes
 from pixstorefs.index.rows import Index, State
 from pixstorefs.objects.transfer import copy_file
-from pixstorefs.store.header import COPIES_FOLDER, COPY_NAMES
+from pixstorefs.trust.header import COPIES_FOLDER, COPY_NAMES
 
 log = logging.getLogger(__name__)
 

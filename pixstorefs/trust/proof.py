@@ -13,8 +13,8 @@ from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import CorruptStore
 from pixstorefs.index.log import Position, Run, newest_run
 from pixstorefs.index.rows import Index, State
-from pixstorefs.store.barrier_record import Claim, read_claim
-from pixstorefs.store.copies import Copy, newest_copy
+from pixstorefs.trust.barrier_record import Claim, read_claim
+from pixstorefs.trust.copies import Copy, newest_copy
 
 
 @dataclass(frozen=True, slots=True)
