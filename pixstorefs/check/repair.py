@@ -82,7 +82,8 @@ def _restore_if_damaged(path: str, key: bytes, store_id: bytes, store: Folder) -
     if not damaged:
         return []
     # What has no object on the disk is lost to a restored index, so they have to be there.
-    ObjectDirectory(store, store_id).require_folders(0, any_known=True)
+    # One that is empty may be that of a store without images; the restored index tells.
+    ObjectDirectory(store, store_id).require_folders(0, any_known=True, any_durable=False)
     reasons = [f"the index was older than its images: {doubt}"] if doubt else []
     return reasons + restore_index(path, key, store_id).lines()
 

@@ -41,12 +41,12 @@ class Reserve:
         return 0 if self._whole else self._size_bytes
 
     def take(self) -> bool:
-        """Allocate what is missing; whether the reserve is whole.
+        """Allocate what is missing; False if the disk has no room for it.
 
         Where the file system cannot allocate ahead (posix_fallocate(3) then writes zeros) it takes longer.
-        A disk that fails has no room either; whoever goes on to write to it will learn why. What lies in
-        the place of the file and is none says nothing of the room: then there is no reserve, and nobody waits
-        for one.
+        A disk that fails, rights that are missing and an odd file in the place of the reserve say nothing of
+        the room. Then there is no reserve, and nobody waits for one: "the disk is full" would be false, and
+        whoever writes next learns what is wrong.
         """
         if self._whole:
             return True
@@ -54,13 +54,11 @@ class Reserve:
             try:
                 self._open()
                 os.posix_fallocate(self._fd, 0, self._size_bytes)
-            except OddFile as error:
-                log.warning("a full disk may have no room for deleting: %s", error)
-                self._size_bytes, self._whole = 0, True
-            except OSError as error:
-                if error.errno not in FULL_ERRNOS:
-                    log.warning("no room for deleting on a full disk can be reserved: %s", error)
-                if self._fd >= 0:
+            except (OddFile, OSError) as error:
+                if isinstance(error, OddFile) or error.errno not in FULL_ERRNOS:
+                    log.warning("a full disk may have no room for deleting: %s", error)
+                    self._size_bytes, self._whole = 0, True
+                elif self._fd >= 0:
                     self.give()  # what it got is of more use to the index
             else:
                 self._whole = True

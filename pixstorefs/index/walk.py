@@ -9,6 +9,7 @@ from pixstorefs.index.rows import Index, unpacked_runs
 from pixstorefs.records import Version
 
 PAGE_ROWS = 256
+_LAST_TOKEN = (1 << 63) - 1
 
 _COLUMNS = (
     "version.version_id, version.ino, token, key, iv, tag, version.size_bytes, version.stored_size_bytes, "
@@ -54,10 +55,11 @@ def is_current(index: Index, version_id: int) -> bool:
     return index.one(f"{_CURRENT} AND version.version_id=?", version_id) is not None
 
 
-def any_version(index: Index) -> bool:
-    """Whether the index knows an object, of a retired version too."""
+def any_version(index: Index, *, up_to_token: int = _LAST_TOKEN) -> bool:
+    """Whether the index knows an object that was saved up to a token, of a retired version too."""
     # `runs` is empty where nothing is stored: such an image has no object.
-    return index.one("SELECT 1 FROM version WHERE stored_size_bytes > 0 LIMIT 1") is not None
+    found = index.one("SELECT 1 FROM version WHERE stored_size_bytes > 0 AND token <= ? LIMIT 1", up_to_token)
+    return found is not None
 
 
 def total(index: Index) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import secrets
+import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -95,26 +96,35 @@ class ObjectDirectory:
         """What lstat(2) tells of an object, None if there is none, or something that is no file."""
         return self._store.file_status(_name(version_id))
 
-    def require_folders(self, version_id: int, *, any_known: bool) -> None:
+    def require_folders(self, version_id: int, *, any_known: bool, any_durable: bool) -> None:
         """Refuse to write a store whose objects are elsewhere, or that has no place for the next one.
 
         `any_known`: the index knows objects, so a missing folder is one whose disk is not there. Making it
-        anew would show a store that has lost every image. Raises CorruptStore, OSError.
+        anew would show a store that has lost every image. `any_durable`: a barrier made one of them
+        durable, so an empty folder is the mountpoint of such a disk; before that, a power loss empties it,
+        too. Raises CorruptStore, OSError.
         """
         try:
             objects = self._store.folder(OBJECTS_FOLDER)
         except FileNotFoundError:
-            if not any_known:
-                self._store.made_folder(OBJECTS_FOLDER).close()
-                return
-            place = os.path.join(self._store.path, OBJECTS_FOLDER)
-            raise CorruptStore(
-                f"the folder {place} is missing, and the index knows images that lie there. Perhaps its disk "
-                "is not mounted: nothing was changed. To look at the names: pixstorefs mount --read-only. "
-                f"If the objects are lost for good: mkdir {place}, then pixstorefs check --repair"
-            ) from None
-        with contextlib.closing(objects), contextlib.suppress(FileNotFoundError):
-            objects.folder(str(_folder_of(version_id))).close()
+            if any_known:
+                raise self._objects_are_elsewhere("missing") from None
+            self._store.made_folder(OBJECTS_FOLDER).close()
+            return
+        with contextlib.closing(objects):
+            if any_durable and not self.folders():
+                raise self._objects_are_elsewhere("empty")
+            with contextlib.suppress(FileNotFoundError):
+                objects.folder(str(_folder_of(version_id))).close()
+
+    def _objects_are_elsewhere(self, what_it_is: str) -> CorruptStore:
+        place = os.path.join(self._store.path, OBJECTS_FOLDER)
+        made_by_a_person = shlex.quote(f"{place}/0")
+        return CorruptStore(
+            f"the folder {place} is {what_it_is}, and the index knows images that lie there. Perhaps its "
+            "disk is not mounted: nothing was changed. To look at the names: pixstorefs mount --read-only. "
+            f"If the objects are lost for good: mkdir -p {made_by_a_person}, then pixstorefs check --repair"
+        )
 
     def create_file(self, version_id: int) -> int:
         """A new, empty object file; returns its descriptor. Raises FileExistsError: ids are used once."""

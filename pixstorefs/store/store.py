@@ -156,9 +156,12 @@ class Store:
             )
 
     def _require_objects(self) -> None:
-        version_id = self.index.state().next_version_id
-        any_known = index_walk.any_version(self.index)
-        self._objects.require_folders(version_id, any_known=any_known)
+        state = self.index.state()
+        self._objects.require_folders(
+            state.next_version_id,
+            any_known=index_walk.any_version(self.index),
+            any_durable=index_walk.any_version(self.index, up_to_token=state.durable_token),
+        )
 
     def _empty_log(self, wait_s: float, withdraw: Callable[[], bool]) -> bool:
         """Copy the log into the database, and truncate it; False where another process reads for longer."""

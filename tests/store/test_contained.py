@@ -1,8 +1,10 @@
 """What somebody put into a store leads no command out of it, and no number in it stops one."""
 
+import errno
 import os
 import shutil
 import struct
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -29,6 +31,7 @@ from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import secret_from_keyfile
 from pixstorefs.objects import journal
 from pixstorefs.objects.directory import ObjectDirectory, number_of
+from pixstorefs.store import barrier
 
 
 @pytest.fixture
@@ -231,3 +234,64 @@ def test_an_empty_store_without_its_folder(place: Place) -> None:
     with pytest.raises(CorruptStore, match="not mounted"):
         place.open_store()
     assert not (place.path / "objects").exists()
+
+
+def test_an_empty_folder_of_objects(filled: Place) -> None:
+    """It is the mountpoint of a disk that is not there: nothing is written, until a person says otherwise."""
+    objects, elsewhere = filled.path / "objects", filled.path.parent / "elsewhere"
+    objects.rename(elsewhere)
+    objects.mkdir()
+    before = digests(filled.path)
+    secret = secret_from_keyfile(filled.keyfile)
+    with pytest.raises(CorruptStore, match="not mounted") as refused:
+        filled.open_store()
+    prepare(str(filled.path), secret)
+    with pytest.raises(CorruptStore, match="not mounted"):
+        filled.open_store()
+    assert {name: digest for name, digest in digests(filled.path).items() if name in before} == before
+    assert not list(objects.iterdir())
+    objects.rmdir()
+    elsewhere.rename(objects)
+    with closing(filled.open_store()) as store:
+        assert set(tree(store)) == {"0", "1", "2"}
+    shutil.rmtree(objects)
+    _, advice = str(refused.value).split("lost for good: ")
+    subprocess.run(advice.split(",")[0], shell=True, check=True)
+    with closing(filled.open_store()) as store:
+        assert store.index.number_of_images() == 3
+
+
+def test_objects_that_a_power_loss_took_are_not_elsewhere(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty folder stops nobody before the first barrier: the names in it were not durable yet."""
+    place.open().close()
+    monkeypatch.setattr(barrier, "INTERVAL_S", 3600.0)
+    with closing(place.open_store()) as store:
+        save_file(store, "new", lambda draft: draft.write(0, image(1000)))
+        crashed = place.path.with_name("crashed")
+        shutil.copytree(place.path, crashed)
+    shutil.rmtree(crashed / "objects")
+    (crashed / "objects").mkdir()
+    with closing(place.open_store(crashed)) as store:
+        assert not tree(store)
+        assert any("did not reach the disk" in line for line in store.report)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_reserve_that_cannot_be_made(
+    filled: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    """A disk with room is not called full: images are saved, and the log tells what is missing."""
+    (filled.path / "reserve").unlink()
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with closing(filled.open_store()) as store:
+        save_file(store, "new", lambda draft: draft.write(0, image(1000)))
+        store.tree.remove(ROOT_INO, b"1", 3)
+        assert store.reserve_missing_bytes == 0
+        assert set(tree(store)) == {"0", "2", "new"}
+    assert [record for record in caplog.records if os.strerror(code) in record.getMessage()]
