@@ -86,6 +86,13 @@ class FuseUnavailable(PixstoreError):
     exit_code = 9
 
 
+class WrongInstallation(PixstoreError):
+    """A library that pixstorefs needs is another one than it needs: nothing was opened."""
+
+    errno = errno.ENOSYS
+    exit_code = 19
+
+
 class NoSpace(PixstoreError):
     """The disk under the store is full. What was saved before is intact."""
 

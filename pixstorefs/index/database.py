@@ -32,7 +32,7 @@ from pixstorefs.disk.files import FULL_ERRNOS, affordable_size, fill_with_zeros,
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.hold import unless_held
 from pixstorefs.disk.page_lock import PageLock
-from pixstorefs.errors import CorruptStore, NoSpace, PixstoreError, ReadOnlyStore
+from pixstorefs.errors import CorruptStore, NoSpace, PixstoreError, ReadOnlyStore, WrongInstallation
 from pixstorefs.index.log import (
     FRAME_HEADER_SIZE_BYTES,
     LOG_HEADER_SIZE_BYTES,
@@ -53,6 +53,7 @@ _PART_OF_DISK = 32
 _BUSY_TIMEOUT_MS = 10_000
 _STEPS_BETWEEN_SIGNALS = 100_000
 _VFS = "multipleciphers-unix-excl"
+_CIPHER = "aegis"
 LOG_HOLD_FILE = "hold-log"
 _ADVICE = (
     "The images' objects are untouched; do not write to the store: "
@@ -352,8 +353,7 @@ def connect(
 
 def _set_up(db: apsw.Connection, key: bytes) -> None:
     """What every connection needs, and a first look at the file."""
-    db.pragma("cipher", "aegis")
-    db.pragma("key", "raw:" + key.hex())
+    encrypt(db, key)
     db.set_busy_timeout(_BUSY_TIMEOUT_MS)
     db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     # Closing the last connection would copy the log into the database unsynced, and delete it.
@@ -365,11 +365,35 @@ def _set_up(db: apsw.Connection, key: bytes) -> None:
         db.execute(f"PRAGMA {setting}").fetchall()
 
 
+def encrypt(db: apsw.Connection, key: bytes) -> None:
+    """Have a connection open and seal every page with the index key. Raises WrongInstallation."""
+    # SQLite ignores a pragma that it does not know, and would write an index in the clear. One with other
+    # ciphers raises.
+    try:
+        encrypts = db.pragma("cipher", _CIPHER) == _CIPHER
+    except apsw.SQLError:
+        encrypts = False
+    if not encrypts:
+        raise _cannot_encrypt()
+    db.pragma("key", "raw:" + key.hex())
+
+
+def _cannot_encrypt() -> WrongInstallation:
+    # The package apsw has the same module as apsw-sqlite3mc, without a cipher.
+    return WrongInstallation(
+        f"the SQLite that Python finds ({apsw.__file__}) cannot encrypt an index. Nothing was opened or "
+        "changed. Install apsw-sqlite3mc, and not apsw beside it: "
+        "pip uninstall -y apsw apsw-sqlite3mc && pip install apsw-sqlite3mc"
+    )
+
+
 def uri(path: str) -> str:
     """The name of a database for SQLite: APSW takes text only, and a path may hold bytes that are none.
 
-    A parameter may follow, behind "&".
+    A parameter may follow, behind "&". Raises WrongInstallation.
     """
+    if not hasattr(apsw, "mc_version"):
+        raise _cannot_encrypt()
     return "file://" + urllib.parse.quote(os.path.abspath(os.fsencode(path))) + f"?vfs={_VFS}"
 
 

@@ -17,9 +17,9 @@ _ORDERED = (
 )
 
 
-def digest_of(index: Index, index_key: bytes) -> str:
+def digest_of(index: Index, key: bytes) -> str:
     """The digest, 64 hex digits. Keyed, for it is kept in the clear. Raises CorruptStore."""
-    digest = hashlib.blake2b(key=index_key, digest_size=32, person=b"index digest")
+    digest = hashlib.blake2b(key=key, digest_size=32, person=b"index digest")
     for table in _ORDERED:
         for row in index.each(f"SELECT * FROM {table}"):
             digest.update(repr(row).encode())

@@ -18,7 +18,7 @@ import apsw
 
 from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import CorruptStore
-from pixstorefs.index.database import connect, uri
+from pixstorefs.index.database import connect, encrypt, uri
 from pixstorefs.index.log import PAGE_SIZE_BYTES, Run, newest_run
 
 USABLE_BYTES = PAGE_SIZE_BYTES - 64
@@ -221,8 +221,7 @@ def _serialized(work: str, key: bytes) -> bytes:
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
     db = apsw.Connection(uri(work), flags=flags)
     try:
-        db.pragma("cipher", "aegis")
-        db.pragma("key", "raw:" + key.hex())
+        encrypt(db, key)
         db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         # A file shorter than its header says is not refused.
         db.execute("PRAGMA writable_schema=ON").fetchall()

@@ -19,6 +19,7 @@ from pixstorefs.index import walk as index_walk
 from pixstorefs.index.digest import digest_of
 from pixstorefs.index.displaced import settle
 from pixstorefs.index.rows import Index
+from pixstorefs.keys import keyring
 from pixstorefs.objects.directory import OBJECTS_FOLDER, OBJECTS_PER_FOLDER, ObjectDirectory, number_of
 from pixstorefs.objects.layout import LAST_VERSION_ID
 from pixstorefs.objects.transfer import copy_file
@@ -33,6 +34,7 @@ _GAP = 64 * BLOCK
 _READER_WAIT_S = 60.0
 _NEW_INDEX = INDEX_FILE + ".new"
 _NEW_COPY = "index.new"
+_DIGEST_PURPOSE = "snapshot digest"
 # What a first run that got nowhere leaves.
 _EMPTY = {LOCK_FILE, RECORD_FILE + ".new"}
 
@@ -94,7 +96,7 @@ class Target:
 
         The objects that it knows are on the disk. Raises OSError.
         """
-        digest = digest_of(new, self._source.index_key)
+        digest = digest_of(new, self._digest_key)
         write_record(self.folder, replace(self._record, digests=(*self._record.digests, digest)))
         index_copy.sync_file(self._new_path)
         self.folder.rename(_NEW_INDEX, INDEX_FILE)
@@ -152,7 +154,7 @@ class Target:
         key, store_id = self._source.index_key, self._source.store_id
         self._require_here()
         with closing(Index(self._index_path, key, store_id)) as index:
-            if digest_of(index, key) not in self._record.digests:
+            if digest_of(index, self._digest_key) not in self._record.digests:
                 raise InvalidInput(
                     f"the snapshot {self.path} was mounted and changed since it was taken; another one would "
                     "undo that. Nothing was changed. Take the snapshot in another place; this one is a store "
@@ -170,6 +172,11 @@ class Target:
         # Of who mounted it; it speaks of the index that is to be replaced.
         remove_record(self.folder)
         return self._open.enter_context(closing(Index(self._index_path, key, store_id, read_only=True)))
+
+    @property
+    def _digest_key(self) -> bytes:
+        # Not the index key itself, which encrypts.
+        return keyring.derive(self._source.index_key, self._source.store_id, _DIGEST_PURPOSE)
 
     def _require_here(self) -> None:
         """SQLite opens files by path: refuse if that leads elsewhere by now, or they are none."""

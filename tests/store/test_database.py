@@ -11,7 +11,8 @@ import apsw
 import pytest
 from support import cannot_run
 
-from pixstorefs.errors import CorruptStore, ReadOnlyStore
+from pixstorefs.errors import CorruptStore, ReadOnlyStore, WrongInstallation
+from pixstorefs.index import database as index_database
 from pixstorefs.index.database import Database, connect, log_size_bytes
 
 _KEY = bytes(32)
@@ -80,6 +81,20 @@ def test_sqlite_is_built_as_the_index_needs_it() -> None:
     assert options["DEFAULT_MMAP_SIZE"] == "0"
     assert "OMIT_WAL" not in options
     assert "unix-excl" in apsw.vfs_names()
+
+
+@pytest.mark.parametrize("missing", ["module", "cipher"])
+def test_sqlite_without_the_cipher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """What cannot encrypt is never written to; nor is the index it cannot open taken for a damaged one."""
+    if missing == "module":
+        monkeypatch.delattr(apsw, "mc_version")
+    else:
+        monkeypatch.setattr(index_database, "_CIPHER", "none-such")
+    new = tmp_path / "new.db"
+    new.touch()
+    with pytest.raises(WrongInstallation, match="apsw-sqlite3mc"):
+        connect(str(new), _KEY, new=True)
+    assert not new.read_bytes()
 
 
 def test_database_that_may_only_be_read() -> None:
