@@ -60,11 +60,13 @@ class Run:
     """The newest run of a log, as its frame headers tell it; nothing of them is verified.
 
     `has_header`: the header of the log is whole, and of this run. Else SQLite reads nothing of it.
+    `is_foreign`: there is a file with something in it, and it is no log.
     """
 
     salts: bytes
     frames: tuple[Frame, ...]
     has_header: bool = False
+    is_foreign: bool = False
 
     @property
     def position(self) -> Position:
@@ -104,6 +106,8 @@ def newest_run(path: str) -> Run:
         headers = _frame_headers(fd, status.st_size)
         of_header = salts_in(fd)
         salts = of_header or _newest_salts([salts for _, salts in headers])
+        # A log that was never written to holds zeros.
+        is_written = any(os.pread(fd, PAGE_SIZE_BYTES, 0)) or any(any(found) for _, found in headers)
     finally:
         os.close(fd)
     # What stands in front of the last frame of a run is of that run, also where its own salts are damaged.
@@ -112,7 +116,7 @@ def newest_run(path: str) -> Run:
         Frame(page, LOG_HEADER_SIZE_BYTES + number * _FRAME_SIZE_BYTES + FRAME_HEADER_SIZE_BYTES)
         for number, (page, _) in enumerate(headers[: last + 1])
     )
-    return Run(salts, tuple(frames), has_header=bool(of_header))
+    return Run(salts, tuple(frames), has_header=bool(of_header), is_foreign=is_written and not salts)
 
 
 def _frame_headers(fd: int, size_bytes: int) -> list[tuple[int, bytes]]:

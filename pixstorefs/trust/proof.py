@@ -104,8 +104,14 @@ def require(proof: Proof, store_path: str) -> None:
 
 
 def _doubt_of_log(found: Witnesses, readable_frames: int) -> str | None:
-    claimed = found.claim.log if found.claim else None
-    if claimed is None or not claimed.salts:
+    if found.run.is_foreign:
+        return "its log is no log: it holds something else"
+    if found.claim is None:
+        # What was exchanged for the log may be the record. SQLite reads nothing of a log without a header.
+        headless = found.run.frames and not found.run.has_header
+        return "its log is damaged at its beginning, or no log" if headless else None
+    claimed = found.claim.log
+    if not claimed.salts:
         return None
     if not found.run.salts:
         return f"its log, which had {claimed.frames} pages, is missing, empty, or no log"

@@ -168,10 +168,31 @@ def _cut_log(store: Path) -> None:
     os.truncate(store / "index.db-wal", 32 + 3 * FRAME_SIZE_BYTES)
 
 
+def _exchange_log_for_record(store: Path) -> None:
+    log, record = store / "index.db-wal", store / "barrier"
+    content = log.read_bytes()
+    log.write_bytes(record.read_bytes())
+    record.write_bytes(content)
+
+
+def _put_text_in_place_of_both(store: Path) -> None:
+    (store / "index.db-wal").write_text("conflicted copy\n")
+    (store / "barrier").write_text("conflicted copy\n")
+
+
 @pytest.mark.parametrize(
     "damage",
-    [_flip_in_header, _flip_in_frame(0), _flip_in_frame(5), _flip_in_frame(30), _remove_log, _cut_log],
-    ids=["header", "first frame", "sixth frame", "later frame", "removed", "cut"],
+    [
+        _flip_in_header,
+        _flip_in_frame(0),
+        _flip_in_frame(5),
+        _flip_in_frame(30),
+        _remove_log,
+        _cut_log,
+        _exchange_log_for_record,
+        _put_text_in_place_of_both,
+    ],
+    ids=["header", "first frame", "sixth frame", "later frame", "removed", "cut", "exchanged", "text"],
 )
 def test_a_damaged_log_loses_nothing_that_was_synced_unsaid(
     album: Album, damage: Callable[[Path], None]
@@ -190,7 +211,7 @@ def test_a_damaged_log_loses_nothing_that_was_synced_unsaid(
     aside = {path.name for path in (album.store / "lost+found" / "objects").glob("*")}
     found = album.numbers()
     assert set(found) >= set(range(IMAGES))
-    if damage not in (_remove_log, _cut_log):
+    if damage not in (_remove_log, _cut_log, _exchange_log_for_record, _put_text_in_place_of_both):
         # One page is lost at most, and the log has most pages more than once.
         assert len(found) >= 2 * IMAGES - 5
     # Each is there, or its object is kept.
