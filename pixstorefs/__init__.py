@@ -36,11 +36,13 @@ def open_store(
     create: bool = True,
     read_only: bool = False,
     padding: bool = True,
+    break_lock: bool = False,
 ) -> "ImageStore":
     """Open a store, creating a missing one (unless `create` is false).
 
     With neither a passphrase nor a keyfile the store's default keyfile is used, made on first use in the
-    user's data directory. `padding` counts only when the store is created.
+    user's data directory. `padding` counts only when the store is created. `break_lock`: the owner on
+    another machine is gone, and what it had not written yet may be lost.
 
     Raises NotAStore, WrongKey, StoreInUse, NewerFormat, CorruptStore, InvalidInput, OSError.
     """
@@ -48,7 +50,13 @@ def open_store(
     from pixstorefs import api
 
     return api.open_images(
-        path, passphrase=passphrase, keyfile=keyfile, create=create, read_only=read_only, padding=padding
+        path,
+        passphrase=passphrase,
+        keyfile=keyfile,
+        create=create,
+        read_only=read_only,
+        padding=padding,
+        break_lock=break_lock,
     )
 
 

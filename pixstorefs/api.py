@@ -286,6 +286,7 @@ def open_images(
     create: bool,
     read_only: bool,
     padding: bool,
+    break_lock: bool,
 ) -> ImageStore:
     """`pixstorefs.open_store`: see there."""
     if passphrase is not None and keyfile is not None:
@@ -307,6 +308,6 @@ def open_images(
     secret = secret_for(read_header(path).store_id, new=False)
 
     def open_store() -> Store:
-        return open_unlocked(path, secret, read_only=read_only)
+        return open_unlocked(path, secret, read_only=read_only, break_lock=break_lock)
 
     return ImageStore(open_for_reading(path, secret, open_store) if read_only else open_store())

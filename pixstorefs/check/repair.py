@@ -28,19 +28,24 @@ from pixstorefs.records import Entry, Version
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.store import Store
 from pixstorefs.trust.aside import set_objects_aside
+from pixstorefs.trust.fence import fence_if_due
 from pixstorefs.trust.header import COPIES_FOLDER, INDEX_FILE, LOST_FOUND, read_header, require_index
 from pixstorefs.trust.proof import prove, witnesses
 
 _CYCLE_LIMIT = 1 << 16
 
 
-def prepare(path: str, secret: Secret) -> list[str]:
-    """Mend what opening the store for writing would make worse. Raises as opening a store does."""
+def prepare(path: str, secret: Secret, *, break_lock: bool = False) -> list[str]:
+    """Mend what opening the store for writing would make worse.
+
+    `break_lock`: a person says that the owner on another machine is gone. Raises as opening a store does.
+    """
     header = read_header(path)
     _, key = unlock(path, header, secret)
-    ownership = Ownership(path, None)
+    ownership = Ownership(path, None, break_lock=break_lock)
     try:
         _require_folders(ownership.folder)
+        fence_if_due(ownership.folder)
         done = _restore_if_damaged(path, key, header.store_id, ownership.folder)
         with closing(Index(os.path.join(path, INDEX_FILE), key, header.store_id)) as index:
             if invariants.numbers_are_unused(index):

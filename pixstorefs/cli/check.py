@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.argument("path", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--repair", is_flag=True, help="Move what is damaged to /lost+found (of an unmounted store).")
+@click.option("--break-lock", is_flag=True, help="For --repair: the owner on another machine is gone.")
 @click.option("--resume", is_flag=True, help="Go on where the last check of this store was interrupted.")
 @secret_options
 @click.pass_context
@@ -35,6 +36,7 @@ def check_command(
     path: str | None,
     as_json: bool,
     repair: bool,
+    break_lock: bool,
     resume: bool,
     passphrase_file: str | None,
     passphrase_command: str | None,
@@ -62,6 +64,8 @@ def check_command(
 
     if path is not None and (repair or resume):
         raise click.UsageError("--repair and --resume are for whole stores: leave PATH out")
+    if break_lock and not repair:
+        raise click.UsageError("--break-lock is for --repair: a check needs no lock")
     if repair and resume:
         raise click.UsageError("--repair looks at everything: leave --resume out")
     choice = SecretChoice(passphrase_file, passphrase_command, keyfile)
@@ -73,7 +77,7 @@ def check_command(
     try:
         secret = secret_for_store(choice, place)
         if repair:
-            _repair(place, secret, report)
+            _repair(place, secret, report, break_lock=break_lock)
         else:
             _check(place, secret, path, report, resume=resume)
     except CorruptStore as error:
@@ -112,14 +116,14 @@ def _check(place: str, secret: "Secret", path: str | None, report: "CheckReport"
             bookmark.remove()
 
 
-def _repair(place: str, secret: "Secret", report: "CheckReport") -> None:
+def _repair(place: str, secret: "Secret", report: "CheckReport", *, break_lock: bool) -> None:
     """Check and repair. Raises CorruptStore where the index cannot even be restored, StoreInUse."""
     from pixstorefs.check.check import Check, Progress
     from pixstorefs.check.repair import Repair, prepare
     from pixstorefs.check.view import StoreView
     from pixstorefs.store.opening import open_unlocked
 
-    done = prepare(place, secret)
+    done = prepare(place, secret, break_lock=break_lock)
     progress = Progress()
     with closing(open_unlocked(place, secret)) as store, StoreView(place, secret) as view:
         check = Check(view, progress, idle=True)

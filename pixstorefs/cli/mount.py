@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 )
 @click.option("--no-create", is_flag=True, help="Refuse a missing store: its disk may not be there.")
 @click.option(
+    "--break-lock", is_flag=True, help="Take the store from an owner on another machine that is gone."
+)
+@click.option(
     "--busy-poll",
     "busy_poll_us",
     type=click.IntRange(0, MOST_BUSY_POLL_US),
@@ -51,6 +54,7 @@ def mount_command(
     durable_close: bool,
     idle_unmount: float | None,
     no_create: bool,
+    break_lock: bool,
     busy_poll_us: int | None,
     options: tuple[str, ...],
     passphrase_file: str | None,
@@ -79,7 +83,16 @@ def mount_command(
         passphrase_file or asked.passphrase_file, passphrase_command, keyfile or asked.keyfile
     )
     debug = bool(context.parent and context.parent.params["debug"])
-    mount(store, mountpoint, asked, choice, create_missing=not no_create, foreground=foreground, debug=debug)
+    mount(
+        store,
+        mountpoint,
+        asked,
+        choice,
+        create_missing=not no_create,
+        break_lock=break_lock,
+        foreground=foreground,
+        debug=debug,
+    )
 
 
 def mount(
@@ -89,6 +102,7 @@ def mount(
     choice: SecretChoice,
     *,
     create_missing: bool,
+    break_lock: bool = False,
     foreground: bool = False,
     debug: bool = False,
 ) -> None:
@@ -118,6 +132,7 @@ def mount(
         busy_poll_s=asked.busy_poll_us / 1e6,
         # Without allow_other there is nobody but root in a mount of root's, who may do everything anyway.
         kernel_checks=asked.default_permissions or asked.allow_other or os.geteuid() != 0,
+        break_lock=break_lock,
         flags=asked.flags,
     )
     try:

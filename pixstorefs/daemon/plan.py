@@ -11,6 +11,7 @@ class MountPlan:
     `idle_unmount_s`: unmount after that long without use; 0 for never.
     `busy_poll_s`: how long the daemon polls for the next request before it sleeps; 0 for not at all.
     `kernel_checks`: the kernel enforces modes and access control lists. Without, nobody does.
+    `break_lock`: a person says that the owner of the store on another machine is gone.
     `flags` are mount options passed on to libfuse as they are (noexec, dev, ...).
     """
 
@@ -22,4 +23,5 @@ class MountPlan:
     idle_unmount_s: float = 0.0
     busy_poll_s: float = 0.0
     kernel_checks: bool = True
+    break_lock: bool = False
     flags: frozenset[str] = frozenset()

@@ -84,7 +84,13 @@ def _open_store(plan: MountPlan, secret: Secret) -> Store:
     """Open the store; if the mount that has it is just ending, wait for that first."""
 
     def attempt() -> Store:
-        return open_unlocked(plan.store_path, secret, read_only=plan.read_only, mountpoint=plan.mountpoint)
+        return open_unlocked(
+            plan.store_path,
+            secret,
+            read_only=plan.read_only,
+            mountpoint=plan.mountpoint,
+            break_lock=plan.break_lock,
+        )
 
     try:
         return open_for_reading(plan.store_path, secret, attempt) if plan.read_only else attempt()

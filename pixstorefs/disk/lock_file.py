@@ -1,29 +1,43 @@
-"""Who owns a store: one process at a time, told by a locked file with its pid and mountpoint."""
+"""Who owns a store: one process at a time, told by a locked file with its pid and mountpoint.
+
+The lock reaches whoever has the same kernel. The owner note (`owner_note`) reaches everybody else.
+"""
 
 import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
+import threading
+import time
 
+from pixstorefs.disk import owner_note
+from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.disk.folder import Folder, OddFile
-from pixstorefs.errors import StoreInUse, StoreNotWritable
+from pixstorefs.disk.owner_note import DamagedNote, OwnerNote
+from pixstorefs.errors import NoSpace, ReadOnlyStore, StoreInUse, StoreNotWritable
+
+log = logging.getLogger(__name__)
 
 LOCK_FILE = "lock"
 # What we write there is shorter than a path can be.
 _LIMIT_BYTES = 64 << 10
 # PID_MAX_LIMIT of Linux, proc_sys_kernel(5).
 _PID_LIMIT = 1 << 22
+# A file system that does not answer should not keep an unmount from ending.
+_HEART_END_S = 5.0
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Ownership:
     """The lock of a store, held from construction to `release`; the kernel releases it when we die."""
 
-    def __init__(self, store: Folder | str, mountpoint: str | None) -> None:
+    def __init__(self, store: Folder | str, mountpoint: str | None, *, break_lock: bool = False) -> None:
         """Take the lock of a store, of which `folder` is the folder; a path is opened, and closed at the end.
 
-        Raises StoreInUse, naming the owner; StoreNotWritable, OddFile, OSError.
+        `break_lock`: a person says that the owner on another machine is gone.
+        Raises StoreInUse, naming the owner; StoreNotWritable, NoSpace, OddFile, OSError.
         """
         self.folder = Folder.at(store) if isinstance(store, str) else store
         self._opened_folder = isinstance(store, str)
@@ -31,19 +45,95 @@ class Ownership:
             self._fd = self._open()
             try:
                 self._lock()
+                self._note = self._take_note(break_lock)
             except BaseException:
                 os.close(self._fd)
                 raise
         except BaseException:
             self._close_folder()
             raise
+        self._lost: str | None = None
+        self._looked_s = _now_s()
         self._tell(json.dumps({"pid": os.getpid(), "mountpoint": mountpoint}))
+        self._heart = self._note and not owner_note.flock_is_true(self.folder) and _Heart(self)
+
+    def require(self, *, now: bool = False) -> None:
+        """Look whether the store is still ours: if `now` or if the last look was too long ago to write.
+
+        Raises ReadOnlyStore if another owner took it, OSError if nobody can tell.
+        """
+        looked_s = _now_s()
+        if (
+            self._lost is None
+            and self._note is not None
+            and (now or looked_s - self._looked_s >= owner_note.LOOK_AGAIN_S)
+        ):
+            self._look(self._note)
+            self._looked_s = looked_s
+        if self._lost is not None:
+            raise ReadOnlyStore(self._lost)
+
+    def tell_alive(self) -> None:
+        """Give a sign of life to other machines. Raises OSError, OddFile."""
+        if self._note is not None and self._lost is None:
+            with contextlib.suppress(DamagedNote, FileNotFoundError):
+                owner_note.tell_alive(self.folder, self._note)
 
     def release(self) -> None:
         """Give the store free. The file stays: removing a lock file would race with the next owner."""
-        self._tell("")
+        if self._heart:
+            self._heart.stop()
+        if self._lost is None:
+            self._tell("")
+            if self._note is not None:
+                with contextlib.suppress(OSError, OddFile):
+                    owner_note.give_up(self.folder, self._note)
         os.close(self._fd)
         self._close_folder()
+
+    def _take_note(self, break_lock: bool) -> OwnerNote | None:
+        """Become the owner by a note, too; None where there can be none, and the lock is enough."""
+        try:
+            return owner_note.take(self.folder, break_lock=break_lock)
+        except (OSError, OddFile) as error:
+            if owner_note.flock_is_true(self.folder):
+                log.warning("other machines are not told that the store is in use: %s", error)
+                return None
+            if isinstance(error, OSError) and error.errno in FULL_ERRNOS:
+                raise NoSpace(
+                    f"the disk under {self.folder.path} is full, so that other machines cannot be told that "
+                    "the store is in use. Nothing was changed. Make a little room there first"
+                ) from None
+            raise
+
+    def _look(self, note: OwnerNote) -> None:
+        try:
+            found = owner_note.read(self.folder)
+        except FileNotFoundError:
+            # Removed by hand, or by who takes the store over this moment. Then ours comes too late.
+            if not owner_note.create(self.folder, note):
+                raise OSError(
+                    errno.EBUSY, "somebody is taking the store over", owner_note.OWNER_FILE
+                ) from None
+        except DamagedNote:
+            if not self._lock_has_its_name():
+                raise OSError(
+                    errno.EIO, "nobody can tell who owns the store", owner_note.OWNER_FILE
+                ) from None
+        else:
+            if found.token != note.token:
+                self._lost = (
+                    f"the store {self.folder.path} is not ours any more: it was taken over {found.who()}. "
+                    "Nothing more is written. What was saved before is there; what is still open here can be "
+                    "copied elsewhere. Then unmount"
+                )
+                log.critical("%s", self._lost)
+
+    def _lock_has_its_name(self) -> bool:
+        """Whether nobody can have locked another file in the place of ours, and flock(2) is enough."""
+        status = self.folder.status(LOCK_FILE)
+        same = status is not None and os.path.samestat(status, os.fstat(self._fd))
+        return same and owner_note.flock_is_true(self.folder)
 
     def _open(self) -> int:
         try:
@@ -74,14 +164,46 @@ class Ownership:
             self.folder.close()
 
 
-def own(store: Folder | str, mountpoint: str | None, *, read_only: bool) -> Ownership | None:
+class _Heart:
+    """A thread that gives signs of life until it is stopped."""
+
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="owner", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it. It may hang with the file system for longer: then it has nothing to tell any more."""
+        self._stopped.set()
+        self._thread.join(_HEART_END_S)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(owner_note.HEARTBEAT_S):
+            try:
+                self._ownership.require(now=True)
+                self._ownership.tell_alive()
+            except ReadOnlyStore:
+                return
+            except (OSError, OddFile) as error:
+                log.warning("other machines cannot be told that the store is in use: %s", error)
+
+
+def _now_s() -> float:
+    # Goes on while the machine sleeps, unlike time.monotonic: meanwhile another one may take the store.
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def own(
+    store: Folder | str, mountpoint: str | None, *, read_only: bool, break_lock: bool = False
+) -> Ownership | None:
     """Take the lock of a store; None where it is only read, and cannot be written or has no lock file.
 
     Tried, not asked of access(2): a disk that its file system made read-only after an error may still say
     that it can be written. Raises as `Ownership` does.
     """
     try:
-        return Ownership(store, mountpoint)
+        return Ownership(store, mountpoint, break_lock=break_lock)
     except (StoreNotWritable, OddFile):
         if not read_only:
             raise

@@ -13,6 +13,7 @@ from pixstorefs.check.view import StoreView
 from pixstorefs.disk.files import sync_directory
 from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.lock_file import LOCK_FILE, Ownership
+from pixstorefs.disk.owner_note import is_about_owners
 from pixstorefs.errors import InvalidInput, NotAStore, SnapshotFailed, StoreInUse, StoreNotWritable
 from pixstorefs.index import copy as index_copy
 from pixstorefs.index import walk as index_walk
@@ -136,7 +137,9 @@ class Target:
             raise NotAStore(f"{self.path} is not a directory: give another place for the snapshot")
         self.folder = self._open.enter_context(closing(Folder.at(self.path)))
         record = read_record(self.folder)
-        if record is None and set(self.folder.names()) - _EMPTY:
+        if record is None and any(
+            name not in _EMPTY and not is_about_owners(name) for name in self.folder.names()
+        ):
             raise NotAStore(
                 f"{self.path} is not empty and no snapshot. Nothing was changed; "
                 "give an empty or a new directory for the snapshot"

@@ -38,14 +38,19 @@ class Barrier:
         journal: Journal,
         record: BarrierRecord,
         follow: Callable[[], object],
+        require_owner: Callable[[], None],
     ) -> None:
-        """`follow` is called before files of the index are looked for: the store may have been renamed."""
+        """`follow` is called before files of the index are looked for: the store may have been renamed.
+
+        `require_owner` raises ReadOnlyStore when the store is another owner's, before anything is written.
+        """
         self._lock = lock
         self._objects = objects
         self._index = index
         self._ledger = ledger
         self._record = record
         self._follow = follow
+        self._require_owner = require_owner
         self._threads = SyncThreads()
         self._unsynced: list[int] = []
         # Of the unsynced objects those that the journal has.
@@ -99,8 +104,10 @@ class Barrier:
             self._running = True
             covers = self._requested
         try:
-            if self._failure is None and (whole or not self._run_through_journal()):
-                self._run()
+            if self._failure is None:
+                self._require_owner()
+                if whole or not self._run_through_journal():
+                    self._run()
         except (OSError, PixstoreError) as error:
             self._fail(error)
         finally:
@@ -135,11 +142,12 @@ class Barrier:
         Not through `sync`: whoever meets the full disk may hold the lock that a running barrier waits for.
         One that runs may have objects in hand that it has not synced yet, hence all of them are. Nor does a
         hold count: saving goes before a snapshot, which notices and begins anew.
-        Raises OSError.
+        Raises OSError, ReadOnlyStore.
         """
         with self._lock:
             if self._failure is not None:
                 return
+            self._require_owner()
             token, floor = self._ledger.mark()
             self._objects.sync_all()
             self._sync_log()

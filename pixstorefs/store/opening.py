@@ -19,15 +19,21 @@ from pixstorefs.trust.header import (
 
 
 def open_unlocked(
-    path: str, secret: Secret, *, read_only: bool = False, mountpoint: str | None = None
+    path: str,
+    secret: Secret,
+    *,
+    read_only: bool = False,
+    mountpoint: str | None = None,
+    break_lock: bool = False,
 ) -> Store:
     """Open an existing store with a secret.
 
+    `break_lock`: a person says that the owner on another machine is gone.
     Raises NotAStore, NewerFormat, CorruptStore, WrongKey, StoreInUse, OSError.
     """
     header = read_header(path)
     # The lock before the key slots: that somebody else has the store should not cost an argon2id to find out.
-    ownership = own(path, mountpoint, read_only=read_only)
+    ownership = own(path, mountpoint, read_only=read_only, break_lock=break_lock)
     try:
         slots, index_key = unlock(path, header, secret)
     except BaseException:

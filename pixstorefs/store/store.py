@@ -33,6 +33,7 @@ from pixstorefs.store.tree import NewName, Tree
 from pixstorefs.trust.aside import keep_index
 from pixstorefs.trust.barrier_record import BarrierRecord, clean_claim
 from pixstorefs.trust.copies import Copies, Schedule
+from pixstorefs.trust.fence import end_fence, fence_if_due
 from pixstorefs.trust.header import INDEX_FILE, require_index
 from pixstorefs.trust.proof import Proof, prove, require, witnesses
 
@@ -74,6 +75,7 @@ class Store:
         self._objects = ObjectDirectory(self.folder, store_id)
         try:
             immutable = ownership is None
+            broke_lock = not immutable and fence_if_due(self.folder)
             if restored_index is None:
                 require_index(self.folder)
             index_path = restored_index or os.path.join(self.folder.reachable_path() or path, INDEX_FILE)
@@ -83,7 +85,12 @@ class Store:
             self.index = Index(index_path, index_key, store_id, read_only=immutable)
             try:
                 self._transactions = Transactions(
-                    path, self.index, self._reserve, read_only=read_only, committed=self._note_change
+                    path,
+                    self.index,
+                    self._reserve,
+                    read_only=read_only,
+                    require_owner=self._require_owner,
+                    committed=self._note_change,
                 )
                 self.lock = self._transactions.lock
                 self._record = BarrierRecord(self.folder, index_key, store_id)
@@ -92,7 +99,7 @@ class Store:
                 if restored_index is None and not (read_only and state.clean):
                     self._require_objects()
                 if restored_index is None:
-                    proof = prove(self.index, found, has_log=not immutable)
+                    proof = prove(self.index, found, has_log=not immutable, owner_may_live=broke_lock)
                     require(proof, path)
                     self._recover(state, proof)
                 self.numbers = Numbers(state)
@@ -103,9 +110,11 @@ class Store:
                 self.tree = Tree(self._transactions, self.numbers, self._ledger)
                 if not immutable:
                     self._copies = Copies(
-                        path, self.index, index_key, state, found.copy, copies, follow=self._follow
+                        path, self.index, index_key, state, found.copy, copies, follow=self._follow_if_ours
                     )
                     self._begin()
+                if broke_lock:
+                    end_fence(self.folder)
             except BaseException:
                 self._reserve.close()
                 self.index.close()
@@ -198,9 +207,18 @@ class Store:
             self._journal,
             self._record,
             self._follow,
+            self._require_owner,
         )
         self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
+
+    def _require_owner(self) -> None:
+        if self._ownership:
+            self._ownership.require()
+
+    def _follow_if_ours(self) -> bool:
+        self._require_owner()
+        return self._follow()
 
     def _follow(self) -> bool:
         """The index has files that are opened by path: keep the path that of the store, if it was renamed.
@@ -257,7 +275,8 @@ class Store:
     def close(self) -> None:
         """Make everything durable, note the clean stop and give the store free. The second time: nothing.
 
-        Raises OSError where the disk failed; the store is closed all the same and will recover.
+        Raises OSError where the disk failed; the store is closed all the same and will recover. Raises
+        ReadOnlyStore if another owner took the store, which then is left as it is.
         """
         if self._closed:
             return
@@ -267,6 +286,7 @@ class Store:
             if self._ownership:
                 self._copies.stop()
                 self._barrier.stop()
+                self._ownership.require(now=True)
                 self._barrier.sync()
                 self._ledger.end()
                 self.index.sync_log()

@@ -23,18 +23,34 @@ class Transactions:
     """The transactions of one open index. `lock` is held around every use of it."""
 
     def __init__(
-        self, path: str, index: Index, reserve: Reserve, *, read_only: bool, committed: Callable[[], None]
+        self,
+        path: str,
+        index: Index,
+        reserve: Reserve,
+        *,
+        read_only: bool,
+        require_owner: Callable[[], None],
+        committed: Callable[[], None],
     ) -> None:
-        """`path` of the store is for messages; `committed` is called behind each change."""
+        """`path` of the store is for messages; `committed` is called behind each change.
+
+        `require_owner` raises ReadOnlyStore when the store is another owner's, before a change.
+        """
         self.lock = threading.RLock()
         self.index = index
         self.reserve = reserve
         self.read_only = read_only
         self._path = path
+        self._require_owner = require_owner
         self._committed = committed
 
     def require_writable(self) -> None:
         """Raises ReadOnlyStore; for callers that would seal content before they find out."""
+        try:
+            self._require_owner()
+        except ReadOnlyStore:
+            self.read_only = True
+            raise
         if self.read_only:
             raise ReadOnlyStore("the store is open read-only: nothing was changed")
 

@@ -23,17 +23,20 @@ class Proof:
 
     `acknowledged_token`: saves and deletes up to it were called durable, and the index has them all; None
     where there is no record. `unread_frames`: frames of the newest run of the log that SQLite does not read:
-    a transaction that a crash cut off, or a part of the log that is damaged.
+    a transaction that a crash cut off, or a part of the log that is damaged. `owner_may_live`: a lock was
+    broken, and what looks like a draft may be saved by its owner all the same.
     """
 
     doubt: str | None
     acknowledged_token: int | None
     unread_frames: int
+    owner_may_live: bool = False
 
     @property
     def knows_every_object(self) -> bool:
         """Whether an object without a row is one of a draft that was never saved."""
-        return self.doubt is None and self.acknowledged_token is not None and not self.unread_frames
+        proven = self.doubt is None and self.acknowledged_token is not None
+        return proven and not self.unread_frames and not self.owner_may_live
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +81,10 @@ def witnesses(store: Folder, index_path: str, index_key: bytes, store_id: bytes)
     )
 
 
-def prove(index: Index, found: Witnesses, *, has_log: bool = True) -> Proof:
-    """Hold an index that was just opened against its witnesses. Raises CorruptStore.
+def prove(index: Index, found: Witnesses, *, has_log: bool = True, owner_may_live: bool = False) -> Proof:
+    """Hold an index that was just opened against its witnesses; `owner_may_live`: see `Proof`.
+
+    Raises CorruptStore.
 
     `has_log`: its log counts, and nobody has written to it since the witnesses were read.
     """
@@ -88,7 +93,7 @@ def prove(index: Index, found: Witnesses, *, has_log: bool = True) -> Proof:
     doubt = _doubt_of_log(found, frames) if has_log else None
     doubt = doubt or _doubt_of_rows(found.claim, state) or _doubt_of_copy(found.copy, state)
     unread = max(len(found.run.frames) - frames, 0) if has_log else 0
-    return Proof(doubt, found.claim.token if found.claim else None, unread)
+    return Proof(doubt, found.claim.token if found.claim else None, unread, owner_may_live)
 
 
 def require(proof: Proof, store_path: str) -> None:
