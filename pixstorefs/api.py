@@ -14,7 +14,7 @@ from pixstorefs.format import SEGMENT_SIZE_BYTES
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, extension, sniff
 from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
-from pixstorefs.objects.sealing import Buffer
+from pixstorefs.objects.sealing import Buffer, flat
 from pixstorefs.records import Entry, ImageRecord, Inode
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.measure import measure_object
@@ -61,7 +61,7 @@ class ImageStore:
     def save_image(self, data: Buffer, directory: str | None = None) -> ImageRecord:
         """Save a new image as `<directory>/<id>.<ext>`, making directories that are missing.
 
-        Raises InvalidInput (no image, a bad directory name), NoSpace, OSError.
+        Raises InvalidInput (no image, no buffer of bytes, a bad directory name), NoSpace, OSError.
         """
         return self._save_new(iter([data]), directory)
 
@@ -73,7 +73,7 @@ class ImageStore:
     def update_image(self, image_id: str, data: Buffer) -> ImageRecord:
         """Replace the content of an image: the old version stays until the new one is saved.
 
-        Raises ImageNotFound, InvalidInput (no image), NoSpace, OSError.
+        Raises ImageNotFound, InvalidInput (no image, no buffer of bytes), NoSpace, OSError.
         """
         return self._update(image_id, iter([data]))
 
@@ -177,11 +177,13 @@ class ImageStore:
     def _fill(self, draft: Draft, chunks: Iterator[Buffer]) -> str:
         image_format = None
         for chunk in chunks:
-            if draft.size_bytes < HEAD_SIZE_BYTES and chunk:
-                head = bytearray(draft.size_bytes)
-                draft.read_into(0, memoryview(head))
-                image_format = sniff(bytes(head) + bytes(memoryview(chunk)[:HEAD_SIZE_BYTES]))
-            draft.write(draft.size_bytes, chunk)
+            # One view for both: what is saved is what was looked at.
+            with flat(chunk) as view:
+                if draft.size_bytes < HEAD_SIZE_BYTES and view:
+                    head = bytearray(draft.size_bytes)
+                    draft.read_into(0, memoryview(head))
+                    image_format = sniff(bytes(head) + bytes(view[:HEAD_SIZE_BYTES]))
+                draft.write(draft.size_bytes, view)
         if image_format is None:
             raise InvalidInput("the data is no image of a known format; nothing was saved")
         return image_format

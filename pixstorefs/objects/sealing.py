@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from pixstorefs.errors import InvalidInput
 from pixstorefs.format import IV_SIZE_BYTES, KEY_SIZE_BYTES, SEGMENT_SIZE_LOG2
 
 MAGIC = b"PXSO"
@@ -39,6 +40,24 @@ class VersionKey:
 
     def __repr__(self) -> str:
         return f"VersionKey(version_id={self.version_id})"
+
+
+def flat(data: Buffer) -> memoryview:
+    """All bytes of a buffer, in the order in which they lie in memory, whatever its items and dimensions.
+
+    len() counts items, of four bytes perhaps, or rows. Until the view is released, a bytearray keeps its
+    size. Raises InvalidInput: no buffer, or one whose bytes do not lie one behind the other.
+    """
+    try:
+        view = memoryview(data)
+        if view.nbytes == 0:
+            return memoryview(b"")  # which cannot be cast
+        return view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B")
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise InvalidInput(
+            f"content is given as bytes, or as a buffer of them without gaps, and this is of the type "
+            f"{type(data).__name__} ({error}). Nothing was saved"
+        ) from None
 
 
 def new_version_key(version_id: int, random: Callable[[int], bytes]) -> VersionKey:

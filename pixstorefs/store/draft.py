@@ -22,7 +22,7 @@ from pixstorefs.format import MAX_IMAGE_SIZE_BYTES, SEGMENT_SIZE_BYTES
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, sniff
 from pixstorefs.objects.layout import Content
 from pixstorefs.objects.reader import ObjectReader
-from pixstorefs.objects.sealing import Buffer
+from pixstorefs.objects.sealing import Buffer, flat
 from pixstorefs.objects.spill import Spill
 from pixstorefs.objects.writer import ObjectWriter
 from pixstorefs.store.allocation import Allocator
@@ -75,12 +75,15 @@ class Draft:
 
         Raises OSError: EFBIG beyond 16 TiB, ENOSPC or EIO from the disk. The draft then holds what it held,
         except that a part of `data` may be in it: the caller must not save it unless the write is repeated.
+        Raises InvalidInput where `data` is no buffer of bytes.
         """
+        with flat(data) as view:
+            self._write(offset, view)
+
+    def _write(self, offset: int, view: memoryview) -> None:
         self._content = None
-        end = offset + len(data)
-        if end > MAX_IMAGE_SIZE_BYTES:
+        if offset + len(view) > MAX_IMAGE_SIZE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        view = memoryview(data)
         while view:
             index, within = divmod(offset, SEGMENT_SIZE_BYTES)
             size_bytes = 0

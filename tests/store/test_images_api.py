@@ -1,6 +1,9 @@
 """The Python API: what it saves it gives back, what it refuses leaves everything as it was."""
 
+import array
 import contextlib
+import ctypes
+import io
 import itertools
 import json
 import os
@@ -18,6 +21,7 @@ import pytest
 from stores import SEGMENT, Place, digests, image, save_file
 
 import pixstorefs
+from pixstorefs import api
 from pixstorefs.api import ImageStore
 from pixstorefs.errors import (
     CorruptImage,
@@ -60,6 +64,84 @@ def test_any_kind_of_bytes(images, kind):
     record = images.save_image(kind(image(200_000)))
     images.update_image(record.id, kind(image(300_000, 1)))
     assert images.read_image(record.id) == image(300_000, 1)
+
+
+def wide(data: bytes) -> array.array:
+    return array.array("I", data)
+
+
+def plane(data: bytes) -> memoryview:
+    """As numpy has images: two dimensions."""
+    return memoryview(data).cast("B", (len(data) // 1000, 1000))
+
+
+class Pixel(ctypes.Structure):
+    """Items as those of numpy's structured arrays."""
+
+    _fields_ = (("value", ctypes.c_uint32),)
+
+
+def structured(data: bytes) -> memoryview:
+    return memoryview((Pixel * (len(data) // 4)).from_buffer_copy(data))
+
+
+def doubles(data: bytes) -> memoryview:
+    return memoryview(data).cast("d", (len(data) // 80, 10))
+
+
+@pytest.mark.parametrize("kind", [wide, plane, doubles, structured])
+def test_buffers_that_are_not_flat(images, kind):
+    """Whatever the items and dimensions of a buffer, all of its bytes are saved."""
+    record = images.save_image(kind(image(200_000)))
+    assert record.size_bytes == 200_000
+    assert images.read_image(record.id) == image(200_000)
+    assert images.update_image(record.id, kind(image(200_000, 1))).size_bytes == 200_000
+    assert images.read_image(record.id) == image(200_000, 1)
+
+
+def rows_reversed(data: bytes) -> memoryview:
+    return memoryview(data).cast("B", (len(data) // 1000, 1000))[::-1]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda data: memoryview(data)[::2],
+        lambda data: memoryview(data)[::-1],
+        rows_reversed,
+        lambda data: data.decode("latin1"),
+        io.BytesIO,
+        lambda data: list(data),
+        lambda data: None,
+    ],
+)
+def test_what_is_no_buffer_of_bytes(images, kind):
+    """What does not lie in memory as the bytes of a file does is refused and named; nothing is saved."""
+    record = images.save_image(PNG)
+    for call in (images.save_image, lambda data: images.update_image(record.id, data)):
+        with pytest.raises(InvalidInput, match=type(kind(image(2000))).__name__):
+            call(kind(image(2000)))
+    assert images.read_image(record.id) == PNG
+    assert [found.id for found in images.images()] == [record.id]
+
+
+def test_buffer_that_another_thread_resizes(images, monkeypatch):
+    """A bytearray keeps its size as long as it is saved, and its owner can change it afterwards."""
+    data = bytearray(image(300_000))
+    sniffed = api.sniff
+
+    def resize(head: bytes) -> str | None:
+        with pytest.raises(BufferError):
+            data.extend(b"more")
+        return sniffed(head)
+
+    monkeypatch.setattr(api, "sniff", resize)
+    record = images.save_image(data)
+    assert images.read_image(record.id) == image(300_000)
+    data[:] = b"no image"
+    with pytest.raises(InvalidInput):
+        images.save_image(data)
+    data.clear()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Drafts hold what was written, whatever the order, and never seal twice under one key and nonce."""
 
+import array
 import contextlib
 import hashlib
 import os
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pixstorefs.errors import InvalidInput
 from pixstorefs.format import (
     HEADER_SIZE_BYTES,
     MAX_IMAGE_SIZE_BYTES,
@@ -291,6 +293,24 @@ def test_appending_seals_as_it_goes(size_bytes, step_bytes):
         image.save()
         assert len({key for key, _ in RecordingAESGCM.sealed}) == 1
         assert len(RecordingAESGCM.sealed) == -(-size_bytes // SEGMENT)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 4000, SEGMENT, 3 * SEGMENT, 3 * SEGMENT + 4000])
+def test_buffers_of_any_shape(size_bytes):
+    """Wide items and dimensions are the bytes that they lie in memory as; what is scattered is refused."""
+    content = random.Random(size_bytes).randbytes(size_bytes)
+    kinds = [array.array("I", content)]
+    if size_bytes % 500 == 0 and size_bytes:
+        kinds.append(memoryview(content).cast("B", (size_bytes // 500, 500)))
+    for data in kinds:
+        with new_image() as image:
+            image.draft.write(0, data)
+            image.note(0, content)
+            image.check()
+            if size_bytes:
+                with pytest.raises(InvalidInput):
+                    image.draft.write(0, memoryview(content)[::2])
+            image.save()
 
 
 def test_object_made_ahead_is_the_one_that_is_written():
