@@ -4,12 +4,12 @@ A store that is mounted belongs to its daemon. Others read a copy of its index, 
 everything can be verified; what is found missing may have been deleted since the copy was made.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cached_property
 
+from pixstorefs.disk.file_lock import FileLock
 from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.lock_file import LOCK_FILE
 from pixstorefs.index.capture import Moment, capture, open_captured
@@ -98,17 +98,14 @@ class StoreView:
     def is_owned(self) -> bool:
         """Whether a process has the store open for writing, or takes it this moment."""
         try:
-            lock, _ = self.folder.open_file(LOCK_FILE)
+            lock = FileLock(self.folder.open_file(LOCK_FILE)[0])
         except (OSError, OddFile):
             return False
         try:
             # Asking takes a lock for some microseconds; a mount that meets it tries again.
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            return not lock.share(wait=False)
         finally:
-            os.close(lock)
-        return False
+            lock.close()
 
     def needs_recovery(self) -> bool:
         """Whether the store was not closed cleanly, and nobody has it open."""

@@ -6,12 +6,12 @@ which needs a protocol, and somebody who notices that the other end is gone.
 """
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pixstorefs.disk.file_lock import FileLock
 from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.disk.folder import Folder, OddFile
 
@@ -26,17 +26,17 @@ _LOOK_AGAIN_S = 0.02
 def held(store: Folder, name: str) -> Iterator[None]:
     """Hold it meanwhile, where it is or can be made. Waits for an owner at work. Raises OSError, OddFile."""
     try:
-        fd = _opened(store, name, os.O_RDONLY)
+        lock = _opened(store, name, os.O_RDONLY)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
         yield
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH)
+        lock.share(wait=True)
         yield
     finally:
-        os.close(fd)
+        lock.close()
 
 
 @contextmanager
@@ -45,36 +45,32 @@ def unless_held(store: Folder, name: str, *, wait_s: float = 0.0) -> Iterator[bo
 
     Where the file can be neither opened nor made (a full disk, or no file), no reader can hold it either.
     """
-    fd = -1
+    lock: FileLock | None = None
     try:
         try:
-            fd = _opened(store, name, os.O_RDWR)
+            lock = _opened(store, name, os.O_RDWR)
         except OddFile:
             free = True
         except OSError as error:
             free = error.errno not in _CANNOT_ASK_NOW
         else:
-            free = _locked(fd, time.monotonic() + wait_s)
+            free = _locked(lock, time.monotonic() + wait_s)
         yield free
     finally:
-        if fd >= 0:
-            os.close(fd)
+        if lock is not None:
+            lock.close()
 
 
-def _locked(fd: int, deadline_s: float) -> bool:
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline_s:
-                return False
-            time.sleep(_LOOK_AGAIN_S)
-        else:
-            return True
+def _locked(lock: FileLock, deadline_s: float) -> bool:
+    while not lock.take():
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(_LOOK_AGAIN_S)
+    return True
 
 
-def _opened(store: Folder, name: str, access: int) -> int:
+def _opened(store: Folder, name: str, access: int) -> FileLock:
     try:
-        return store.open_own(name, access)
+        return FileLock(store.open_own(name, access))
     except FileNotFoundError:
-        return store.open_own(name, access | os.O_CREAT)
+        return FileLock(store.open_own(name, access | os.O_CREAT))

@@ -5,7 +5,6 @@ The lock reaches whoever has the same kernel. The owner note (`owner_note`) reac
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -13,6 +12,7 @@ import threading
 import time
 
 from pixstorefs.disk import owner_note
+from pixstorefs.disk.file_lock import FileLock
 from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.owner_note import DamagedNote, OwnerNote
@@ -42,12 +42,12 @@ class Ownership:
         self.folder = Folder.at(store) if isinstance(store, str) else store
         self._opened_folder = isinstance(store, str)
         try:
-            self._fd = self._open()
+            self._lock = FileLock(self._open())
             try:
-                self._lock()
+                self._take()
                 self._note = self._take_note(break_lock)
             except BaseException:
-                os.close(self._fd)
+                self._lock.close()
                 raise
         except BaseException:
             self._close_folder()
@@ -88,7 +88,7 @@ class Ownership:
             if self._note is not None:
                 with contextlib.suppress(OSError, OddFile):
                     owner_note.give_up(self.folder, self._note)
-        os.close(self._fd)
+        self._lock.close()
         self._close_folder()
 
     def _take_note(self, break_lock: bool) -> OwnerNote | None:
@@ -132,7 +132,7 @@ class Ownership:
     def _lock_has_its_name(self) -> bool:
         """Whether nobody can have locked another file in the place of ours, and flock(2) is enough."""
         status = self.folder.status(LOCK_FILE)
-        same = status is not None and os.path.samestat(status, os.fstat(self._fd))
+        same = status is not None and os.path.samestat(status, os.fstat(self._lock.fd))
         return same and owner_note.flock_is_true(self.folder)
 
     def _open(self) -> int:
@@ -147,17 +147,15 @@ class Ownership:
                 f"still be read: pixstorefs mount --read-only {path} MOUNTPOINT"
             ) from None
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreInUse(_who(self.folder.path, os.pread(self._fd, _LIMIT_BYTES, 0))) from None
+    def _take(self) -> None:
+        if not self._lock.take():
+            raise StoreInUse(_who(self.folder.path, os.pread(self._lock.fd, _LIMIT_BYTES, 0)))
 
     def _tell(self, owner: str) -> None:
         """Say who owns the store. A disk that refuses it is no reason to refuse the store: the lock is."""
         with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, owner.encode(), 0)
+            os.ftruncate(self._lock.fd, 0)
+            os.pwrite(self._lock.fd, owner.encode(), 0)
 
     def _close_folder(self) -> None:
         if self._opened_folder:

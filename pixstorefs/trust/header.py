@@ -6,17 +6,17 @@ A change of the keys writes the copy first, durably: it may be ahead of the file
 """
 
 import errno
-import fcntl
 import json
 import os
 import shlex
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pixstorefs.disk.file_lock import FileLock
 from pixstorefs.disk.files import sync_directory
 from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.errors import CorruptStore, NewerFormat, NoRights, NotAStore, StoreInUse
@@ -313,21 +313,18 @@ def _exclusive(path: str) -> Iterator[None]:
     The lock of a store is not there yet. Where directories have none (EBADF on NFS) nobody is kept out.
     """
     try:
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock = FileLock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except PermissionError as error:
         raise NoRights.to(error) from None
     try:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreInUse(
-                f"another process is just making {path} a store: try again in a moment"
-            ) from None
-        except OSError:
-            pass
+        free = True
+        with suppress(OSError):
+            free = lock.take()
+        if not free:
+            raise StoreInUse(f"another process is just making {path} a store: try again in a moment")
         yield
     finally:
-        os.close(directory)
+        lock.close()
 
 
 def root_inode(now_ns: int) -> Inode:
