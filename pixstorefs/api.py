@@ -32,12 +32,18 @@ class ImageStore:
     """A store as a collection of images with ids. Use it as a context manager, or call `close`.
 
     Thread-safe. After a call returned, what it saved survives the end of the process; `sync` and `close`
-    make it survive power loss.
+    make it survive power loss. In a child that is forked, every call but `close` raises StoreInUse.
     """
 
     def __init__(self, store: Store, now_ns: Callable[[], int] = time.time_ns) -> None:
-        self._store = store
+        self._opened = store
         self._now_ns = now_ns
+
+    @property
+    def _store(self) -> Store:
+        """The store, for every use of it, so that no call forgets to ask. Raises StoreInUse."""
+        self._opened.require_not_forked()
+        return self._opened
 
     def __enter__(self) -> "ImageStore":
         return self
@@ -48,8 +54,8 @@ class ImageStore:
         self.close()
 
     def close(self) -> None:
-        """Make everything durable and give the store free."""
-        self._store.close()
+        """Make everything durable and give the store free. Raises OSError."""
+        self._opened.close()
 
     def sync(self) -> None:
         """Return when everything done so far survives power loss. Raises OSError, PixstoreError.

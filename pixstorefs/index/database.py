@@ -17,6 +17,7 @@ which allows one connection alone.
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import stat
@@ -32,7 +33,14 @@ from pixstorefs.disk.files import FULL_ERRNOS, affordable_size, fill_with_zeros,
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.hold import unless_held
 from pixstorefs.disk.page_lock import PageLock
-from pixstorefs.errors import CorruptStore, NoSpace, PixstoreError, ReadOnlyStore, WrongInstallation
+from pixstorefs.errors import (
+    CorruptStore,
+    NoSpace,
+    PixstoreError,
+    ReadOnlyStore,
+    StoreInUse,
+    WrongInstallation,
+)
 from pixstorefs.index.log import (
     FRAME_HEADER_SIZE_BYTES,
     LOG_HEADER_SIZE_BYTES,
@@ -55,6 +63,8 @@ _STEPS_BETWEEN_SIGNALS = 100_000
 _VFS = "multipleciphers-unix-excl"
 _CIPHER = "aegis"
 LOG_HOLD_FILE = "hold-log"
+# What may not be touched in this process, which was forked while a thread was inside SQLite.
+_left_by_fork: list["Database"] = []
 _ADVICE = (
     "The images' objects are untouched; do not write to the store: "
     "pixstorefs check --repair restores the index"
@@ -95,6 +105,26 @@ class Database:
             self._checkpointer.close()
             self._checkpointer = None
         self._db.close()
+
+    def is_at_rest(self) -> bool:
+        """In a forked child: whether no thread was reading the index for long, or emptying its log."""
+        return self._log_at_rest.acquire(blocking=False)
+
+    def let_go(self, *, at_rest: bool) -> None:
+        """In a forked child: give the connections up without changing a file.
+
+        SQLite shares what it knows of a file among all connections of a process, and here that is what the
+        parent knew at the fork. So they are closed, for this process may own the store one day.
+        `at_rest`: no thread was inside SQLite. Otherwise its locks, the one of its allocator among them, may
+        be held for ever: nothing of it is called in this process any more, not even at its end, where APSW
+        would close what is open.
+        """
+        if at_rest:
+            self.close()  # which leaves the log as it is: see `_set_up`
+            return
+        _left_by_fork.append(self)
+        for kept in (self, apsw):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -318,6 +348,11 @@ def connect(
     nothing protects what is written: for a file that is thrown away if it fails. `new`: the caller has just
     made the file, and it is empty. Every other file is never created, nor taken for a database without rows.
     """
+    if _left_by_fork:
+        raise StoreInUse(
+            f"this process was forked while a thread was using {_left_by_fork[0].path}, and SQLite can open "
+            "nothing here any more: open the store in a process that is started anew (multiprocessing: spawn)"
+        )
     if not new:
         _require_pages(path, copy_of or path)
     flags = apsw.SQLITE_OPEN_READWRITE

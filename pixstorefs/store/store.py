@@ -7,6 +7,7 @@ leaves is an object that nobody knows, which recovery sweeps.
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -44,7 +45,7 @@ _READER_AT_RECOVERY_WAIT_S = 60.0
 
 
 class Store:
-    """An open store. Thread-safe; owned by one process."""
+    """An open store. Thread-safe; owned by one process: a child that is forked has no part in it."""
 
     def __init__(
         self,
@@ -68,6 +69,8 @@ class Store:
         self.path = path
         self._index_key = index_key
         self._closed = False
+        self._forked = False
+        self._pid = os.getpid()
         self._ownership = ownership
         # The one that has the lock, wherever it is by now: nothing below is reached by path again.
         self.folder = ownership.folder if ownership else Folder.at(path)
@@ -125,6 +128,7 @@ class Store:
                 ownership.release()
             self.folder.close()
             raise
+        _open_stores.add(self)
 
     def _recover(self, state: State, proof: Proof) -> None:
         """Recover where there was an unclean stop. Numbers that are handed out meanwhile count up `state`."""
@@ -273,12 +277,13 @@ class Store:
             self._barrier.make_room()
 
     def close(self) -> None:
-        """Make everything durable, note the clean stop and give the store free. The second time: nothing.
+        """Make everything durable, note the clean stop and give the store free.
 
-        Raises OSError where the disk failed; the store is closed all the same and will recover. Raises
-        ReadOnlyStore if another owner took the store, which then is left as it is.
+        The second time, and in a process that was forked since: nothing. Raises OSError where the disk
+        failed; the store is closed all the same and will recover. Raises ReadOnlyStore if another owner took
+        the store, which then is left as it is.
         """
-        if self._closed:
+        if self._closed or self._forked:
             return
         self._closed = True
         try:
@@ -294,15 +299,50 @@ class Store:
                 if not self.read_only:
                     self._copies.finish()
         finally:
-            if self._ownership:
-                self._journal.close()
-                self._record.close()
-            self._reserve.close()
-            self.index.close()
-            self._objects.close()
+            with self.lock:  # what another thread is doing with them comes to its end
+                self.index.close()
+                self._close_files()
             if self._ownership:
                 self._ownership.release()
             self.folder.close()
+            _open_stores.discard(self)
+
+    def _close_files(self) -> None:
+        if self._ownership:
+            self._journal.close()
+            self._record.close()
+        self._reserve.close()
+        self._objects.close()
+
+    # A fork
+
+    def require_not_forked(self) -> None:
+        """Raises StoreInUse in a process that was forked since the store was opened."""
+        if self._forked:
+            raise StoreInUse(
+                f"the store {self.path} was opened before the fork: open it in this process, if process "
+                f"{self._pid} does not need it any more. One process owns a store. Nothing was changed"
+            )
+
+    def is_at_rest(self) -> bool:
+        """In a forked child: whether no thread of the parent was using the index at the fork."""
+        return (
+            self.lock.acquire(blocking=False)
+            and self.index.is_at_rest()
+            and (not self._ownership or self._copies.at_rest)
+        )
+
+    def let_go(self, *, at_rest: bool) -> None:
+        """In a forked child: close all that is open, and change nothing by it.
+
+        Nobody is waited for: the threads of the parent are not there, and what they held at the fork is held
+        for ever. Whatever is still called finds no folder, no log and no lock that it could write to.
+        `at_rest`: no store of this process was being used.
+        """
+        self._forked = True
+        self.index.let_go(at_rest=at_rest)
+        self._close_files()
+        self.folder.close()
 
     # Content
 
@@ -366,6 +406,22 @@ class Store:
         if version is None:
             raise CorruptImage(f"inode {inode.ino} has lost the key of its content: restore it from a backup")
         return version
+
+
+# Told of a fork by Python, and not found out by comparing pids at every call: what is open has to be closed
+# even in a child that never calls, and a call must not wait for a lock that nobody will release.
+_open_stores: "weakref.WeakSet[Store]" = weakref.WeakSet()
+
+
+def _let_go_of_all() -> None:
+    stores = list(_open_stores)
+    # All or none: they share SQLite.
+    at_rest = all(store.is_at_rest() for store in stores)
+    for store in stores:
+        store.let_go(at_rest=at_rest)
+
+
+os.register_at_fork(after_in_child=_let_go_of_all)
 
 
 def _needs_recovery(path: str) -> CorruptStore:

@@ -93,6 +93,7 @@ class Copies:
         self._wake = threading.Condition()
         self._stopped = False
         self._thread: threading.Thread | None = None
+        self._at_work = threading.Lock()
 
     @property
     def _folder(self) -> str:
@@ -115,6 +116,11 @@ class Copies:
         if self._changed_at_s is not None and token - self._token >= self._schedule.every_tokens:
             with self._wake:
                 self._wake.notify_all()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no copy is being made at this moment."""
+        return not self._at_work.locked()
 
     def stop(self) -> None:
         """End the thread; a copy it is making is given up."""
@@ -161,7 +167,8 @@ class Copies:
         changed_at_s = self._changed_at_s
         self._changed_at_s = None  # what is committed from now on may not be in it
         try:
-            state = self._replace_older()
+            with self._at_work:
+                state = self._replace_older()
         except _GivenUp:
             log.debug("a copy of the index was given up")
         except (OSError, PixstoreError) as error:
