@@ -5,6 +5,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 
 from pixstorefs.check.rescue import open_for_reading
@@ -17,7 +18,7 @@ from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path
 from pixstorefs.objects.sealing import Buffer, flat
 from pixstorefs.records import Entry, ImageRecord, Inode
 from pixstorefs.store.draft import Draft
-from pixstorefs.store.measure import measure_object
+from pixstorefs.store.measure import Measuring
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.store import Store
 from pixstorefs.store.tree import NewName
@@ -104,7 +105,8 @@ class ImageStore:
     def get_image_record(self, image_id: str) -> ImageRecord:
         """What is known of an image. Raises ImageNotFound, CorruptImage."""
         with self._store.lock:
-            return self._record(self._existing(image_id))
+            measured = self._look_at(self._existing(image_id))
+        return measured()
 
     def read_image(self, image_id: str) -> bytes:
         """The whole content of an image. Raises ImageNotFound, CorruptImage, OSError."""
@@ -142,49 +144,58 @@ class ImageStore:
         cookie = 0
         while page := self._store.tree.entries(ino, cookie, _PAGE_ENTRIES):
             for _, _, inode in page:
-                record = self._record_if_image(inode.ino)
-                if record is not None:
-                    yield record
+                measured = self._look_at_image(inode.ino)
+                if measured is not None:
+                    yield measured()
             cookie = page[-1][0]
 
     def _save_new(self, chunks: Iterator[Buffer], directory: str | None) -> ImageRecord:
         self._store.require_writable()
         names = _directory_names(directory)
-        with self._store.lock, _full_disk_named():
-            now_ns = self._now_ns()
+        with self._store.lock:
             ino = self._store.numbers.ino()
             image_id = self._store.allocator.new_image_id(ino)
-            inode = _new_file(ino, image_id, now_ns)
-            draft = Draft(self._store.allocator, image_id)
-            try:
-                image_format = self._fill(draft, chunks)
+        with self._draft(image_id) as draft:
+            image_format = self._fill(draft, chunks)
+            with self._store.lock, _full_disk_named():
+                now_ns = self._now_ns()
                 parent = self._make_directories(names, now_ns)
                 name = f"{image_id.hex()}.{extension(image_format)}".encode()
                 entry = Entry(self._store.numbers.cookie(), parent, name)
+                inode = _new_file(ino, image_id, now_ns)
                 self._store.save(inode, draft, draft.seal_at_once(), NewName(entry, {}, now_ns))
-            finally:
-                draft.close()
-            return self._record(inode)
+                measured = self._look_at(inode)
+        return measured()
 
     def _update(self, image_id: str, chunks: Iterator[Buffer]) -> ImageRecord:
         self._store.require_writable()
-        with self._store.lock, _full_disk_named():
-            inode = self._existing(image_id)
-            assert inode.image_id is not None
-            draft = Draft(self._store.allocator, inode.image_id)
-            try:
-                self._fill(draft, chunks)
+        inode = self._existing(image_id)
+        assert inode.image_id is not None
+        with self._draft(inode.image_id) as draft:
+            self._fill(draft, chunks)
+            with self._store.lock, _full_disk_named():
+                inode = self._existing(image_id)  # as it is by now
                 inode.mtime_ns = inode.ctime_ns = self._now_ns()
                 self._store.save(inode, draft, draft.seal_at_once())
-            finally:
+                measured = self._look_at(inode)
+        return measured()
+
+    @contextmanager
+    def _draft(self, image_id: bytes) -> Iterator[Draft]:
+        """An empty draft, which is dropped at the end."""
+        draft = Draft(self._store.allocator, image_id)
+        try:
+            yield draft
+        finally:
+            with self._store.lock:
                 draft.close()
-            return self._record(inode)
 
     def _fill(self, draft: Draft, chunks: Iterator[Buffer]) -> str:
+        """Write chunks to a draft; returns the format. The lock is free while the source is waited for."""
         image_format = None
         for chunk in chunks:
             # One view for both: what is saved is what was looked at.
-            with flat(chunk) as view:
+            with flat(chunk) as view, self._store.lock, _full_disk_named():
                 if draft.size_bytes < HEAD_SIZE_BYTES and view:
                     head = bytearray(draft.size_bytes)
                     draft.read_into(0, memoryview(head))
@@ -219,29 +230,47 @@ class ImageStore:
             raise ImageNotFound(f"no image has the id {image_id!r}")
         return inode
 
-    def _record_if_image(self, ino: int) -> ImageRecord | None:
-        """The record of an inode as it is now; None where it is gone or holds no image."""
+    def _look_at_image(self, ino: int) -> Callable[[], ImageRecord] | None:
+        """The same for an inode as it is now; None where it is gone or holds no image."""
         with self._store.lock:
             inode = self._store.tree.inode(ino)
             if inode is None or inode.image_id is None or self._store.version(inode).format is None:
                 return None
-            return self._record(inode)
+            return self._look_at(inode)
 
-    def _record(self, inode: Inode) -> ImageRecord:
+    def _look_at(self, inode: Inode) -> Callable[[], ImageRecord]:
+        """Take the record of an image, with the lock held, but for its dimensions.
+
+        What is returned completes it, without the lock: a header may take long to read.
+        """
         assert inode.image_id is not None
         version = self._store.version(inode)
-        size = measure_object(self._store, inode, version.format) if version.format else None
-        return ImageRecord(
+        record = ImageRecord(
             id=inode.image_id.hex(),
             token=version.token,
             format=version.format,
-            width=size[0] if size else None,
-            height=size[1] if size else None,
+            width=None,
+            height=None,
             size_bytes=inode.size_bytes,
             created_ns=self._store.tree.created_ns(inode.ino),
             modified_ns=inode.mtime_ns,
             path=self._store.tree.path_of(inode.ino),
         )
+        if version.format is None:
+            return lambda: record
+        measuring = Measuring(self._store, inode, version.format)
+        return lambda: self._measured(record, measuring)
+
+    def _measured(self, record: ImageRecord, measuring: Measuring) -> ImageRecord:
+        try:
+            width, height = measuring.dimensions(self._exclusively) or (None, None)
+        finally:
+            measuring.close()
+        return replace(record, width=width, height=height)
+
+    def _exclusively(self, work: Callable[[], None]) -> None:
+        with self._opened.lock:
+            work()
 
 
 @contextmanager

@@ -59,17 +59,3 @@ class _Plaintext:
             parts.append(part)
             offset += len(part)
         return b"".join(parts)
-
-
-def measure_object(store: Store, inode: Inode, image_format: str) -> tuple[int, int] | None:
-    """Width and height of a saved image in pixels, None where its header does not tell."""
-
-    def with_the_lock(work: Callable[[], None]) -> None:
-        with store.lock:
-            work()
-
-    measuring = Measuring(store, inode, image_format)
-    try:
-        return measuring.dimensions(with_the_lock)
-    finally:
-        measuring.close()

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from stores import SEGMENT, Place, digests, image, save_file
@@ -35,6 +36,7 @@ from pixstorefs.errors import (
     StoreInUse,
     WrongKey,
 )
+from pixstorefs.store import measure
 
 # A real PNG of 3 by 2 pixels.
 PNG = bytes.fromhex(
@@ -766,6 +768,99 @@ def test_streaming_needs_little_memory(place, tmp_path):
     size_bytes, grown_kib = map(int, result.stdout.split())
     assert size_bytes == 64 << 20
     assert grown_kib < 8 << 10
+
+
+# Slow sources
+
+
+@contextlib.contextmanager
+def slow_upload(tmp_path: Path, upload: Callable[[str], object]) -> Iterator[tuple[BinaryIO, list[object]]]:
+    """An upload out of a pipe, which waits for more when the block begins; what it returned or raised."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    results: list[object] = []
+
+    def run() -> None:
+        try:
+            results.append(upload(str(pipe)))
+        except BaseException as error:
+            results.append(error)
+
+    uploading = threading.Thread(target=run)
+    uploading.start()
+    with open(pipe, "wb", buffering=0) as source:
+        # A pipe holds 64 KiB: the rest is in the draft, or at least with the call that fills it.
+        source.write(image(3 << 20))
+        yield source, results
+    uploading.join()
+
+
+def in_time(call: Callable[[], object]) -> object:
+    """What a call returns. It fails where that waits for something that does not come."""
+    results: list[object] = []
+    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert results, "it waits for somebody else's upload"
+    return results[0]
+
+
+def test_slow_upload_keeps_nobody_waiting(images, tmp_path):
+    """While one image comes slowly, every other call goes on; what came is saved whole in the end."""
+    record = images.save_image(PNG)
+    other = images.save_image(PNG, directory="a")
+    with slow_upload(tmp_path, images.save_image_from_file) as (source, results):
+        assert in_time(lambda: images.read_image(record.id)) == PNG
+        assert in_time(lambda: images.get_image_record(record.id)) == record
+        assert in_time(lambda: [found.id for found in images.images()]) == [record.id]
+        in_time(lambda: images.update_image(record.id, image(1000)))
+        in_time(lambda: images.save_image(image(300_000), directory="a/b"))
+        assert in_time(lambda: images.delete_image(other.id))
+        in_time(images.sync)
+        in_time(images._store.sync)
+        assert not results
+        source.write(b"the end")
+    assert images.read_image(results[0].id) == image(3 << 20) + b"the end"
+    assert images.read_image(record.id) == image(1000)
+
+
+@pytest.mark.parametrize("meanwhile", ["updated", "deleted"])
+def test_image_that_changes_during_a_slow_update(images, place, tmp_path, meanwhile):
+    """The update that ends last is the newest version; an image that was deleted meanwhile stays so."""
+    record = images.save_image(PNG)
+
+    def update(path: str) -> object:
+        return images.update_image_from_file(record.id, path)
+
+    with slow_upload(tmp_path, update) as (_, results):
+        if meanwhile == "updated":
+            newer = in_time(lambda: images.update_image(record.id, image(1000)))
+        else:
+            assert in_time(lambda: images.delete_image(record.id))
+    if meanwhile == "updated":
+        assert results[0].token > newer.token
+        assert images.read_image(record.id) == image(3 << 20)
+    else:
+        assert isinstance(results[0], ImageNotFound)
+        assert not images.image_exists(record.id)
+    images._store.sync()
+    assert len(place.objects()) == (meanwhile == "updated")
+
+
+def test_measuring_keeps_nobody_waiting(images, monkeypatch):
+    """A header that takes long to read holds up no other thread, whichever call asks for its record."""
+    record = images.save_image(PNG)
+    measured = measure.measure
+
+    def slowly(read: object, size_bytes: int, image_format: str) -> object:
+        assert in_time(lambda: images.read_image(record.id))
+        return measured(read, size_bytes, image_format)
+
+    monkeypatch.setattr(measure, "measure", slowly)
+    assert images.get_image_record(record.id) == record
+    assert list(images.images()) == [record]
+    assert images.update_image(record.id, PNG).width == 3
+    assert images.save_image(PNG).width == 3
 
 
 # Killed at any moment
