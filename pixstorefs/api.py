@@ -10,7 +10,7 @@ from types import TracebackType
 
 from pixstorefs.check.rescue import open_for_reading
 from pixstorefs.disk.files import FULL_ERRNOS
-from pixstorefs.errors import ImageNotFound, InvalidInput, NoSpace
+from pixstorefs.errors import ImageNotFound, InvalidInput, NoSpace, StoreClosed
 from pixstorefs.format import SEGMENT_SIZE_BYTES
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, extension, sniff
 from pixstorefs.index.rows import ROOT_INO
@@ -33,20 +33,31 @@ class ImageStore:
     """A store as a collection of images with ids. Use it as a context manager, or call `close`.
 
     Thread-safe. After a call returned, what it saved survives the end of the process; `sync` and `close`
-    make it survive power loss. In a child that is forked, every call but `close` raises StoreInUse.
+    make it survive power loss. After `close` calls raise StoreClosed, in a child that was forked StoreInUse.
     """
 
     def __init__(self, store: Store, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._opened = store
         self._now_ns = now_ns
+        self._closed = False
+        self._drafts: set[Draft] = set()
 
     @property
     def _store(self) -> Store:
-        """The store, for every use of it, so that no call forgets to ask. Raises StoreInUse."""
+        """The store, for every use of it, so that no call forgets to ask. Raises StoreInUse, StoreClosed."""
         self._opened.require_not_forked()
+        if self._closed:
+            raise StoreClosed(f"the store {self._opened.path} is closed: open it again. Nothing was changed")
         return self._opened
 
+    @contextmanager
+    def _locked(self) -> Iterator[Store]:
+        """The store, with its lock held. Asked for once more: a close may have come while we waited."""
+        with self._store.lock:
+            yield self._store
+
     def __enter__(self) -> "ImageStore":
+        _ = self._store
         return self
 
     def __exit__(
@@ -55,7 +66,16 @@ class ImageStore:
         self.close()
 
     def close(self) -> None:
-        """Make everything durable and give the store free. Raises OSError."""
+        """Make everything durable and give the store free. The second time, and in a forked child: nothing.
+
+        A call that is still reading its source raises StoreClosed, and leaves nothing behind. Raises OSError.
+        """
+        if self._closed or self._opened.forked:
+            return
+        with self._opened.lock:
+            self._closed = True
+            for draft in self._drafts:
+                draft.close()
         self._opened.close()
 
     def sync(self) -> None:
@@ -74,6 +94,7 @@ class ImageStore:
 
     def save_image_from_file(self, path: str, directory: str | None = None) -> ImageRecord:
         """Like `save_image`, streaming the content of a file of any size."""
+        self._store.require_writable()
         with open(path, "rb") as file:
             return self._save_new(iter(lambda: file.read(_CHUNK_SIZE_BYTES), b""), directory)
 
@@ -86,16 +107,17 @@ class ImageStore:
 
     def update_image_from_file(self, image_id: str, path: str) -> ImageRecord:
         """Like `update_image`, streaming the content of a file."""
+        self._store.require_writable()
         with open(path, "rb") as file:
             return self._update(image_id, iter(lambda: file.read(_CHUNK_SIZE_BYTES), b""))
 
     def delete_image(self, image_id: str) -> bool:
         """Delete an image under all its names; its key is destroyed. False where there is none."""
-        with self._store.lock:
+        with self._locked() as store:
             inode = self._find(image_id)
             if inode is None:
                 return False
-            self._store.tree.remove_all(inode.ino, self._now_ns())
+            store.tree.remove_all(inode.ino, self._now_ns())
         return True
 
     def image_exists(self, image_id: str) -> bool:
@@ -152,18 +174,18 @@ class ImageStore:
     def _save_new(self, chunks: Iterator[Buffer], directory: str | None) -> ImageRecord:
         self._store.require_writable()
         names = _directory_names(directory)
-        with self._store.lock:
-            ino = self._store.numbers.ino()
-            image_id = self._store.allocator.new_image_id(ino)
+        with self._locked() as store:
+            ino = store.numbers.ino()
+            image_id = store.allocator.new_image_id(ino)
         with self._draft(image_id) as draft:
             image_format = self._fill(draft, chunks)
-            with self._store.lock, _full_disk_named():
+            with self._locked() as store, _full_disk_named():
                 now_ns = self._now_ns()
                 parent = self._make_directories(names, now_ns)
                 name = f"{image_id.hex()}.{extension(image_format)}".encode()
-                entry = Entry(self._store.numbers.cookie(), parent, name)
+                entry = Entry(store.numbers.cookie(), parent, name)
                 inode = _new_file(ino, image_id, now_ns)
-                self._store.save(inode, draft, draft.seal_at_once(), NewName(entry, {}, now_ns))
+                store.save(inode, draft, draft.seal_at_once(), NewName(entry, {}, now_ns))
                 measured = self._look_at(inode)
         return measured()
 
@@ -173,29 +195,33 @@ class ImageStore:
         assert inode.image_id is not None
         with self._draft(inode.image_id) as draft:
             self._fill(draft, chunks)
-            with self._store.lock, _full_disk_named():
+            with self._locked() as store, _full_disk_named():
                 inode = self._existing(image_id)  # as it is by now
                 inode.mtime_ns = inode.ctime_ns = self._now_ns()
-                self._store.save(inode, draft, draft.seal_at_once())
+                store.save(inode, draft, draft.seal_at_once())
                 measured = self._look_at(inode)
         return measured()
 
     @contextmanager
     def _draft(self, image_id: bytes) -> Iterator[Draft]:
-        """An empty draft, which is dropped at the end."""
-        draft = Draft(self._store.allocator, image_id)
+        """An empty draft, which is dropped at the end, or by `close`."""
+        with self._locked() as store:
+            draft = Draft(store.allocator, image_id)
+            self._drafts.add(draft)
         try:
             yield draft
         finally:
-            with self._store.lock:
-                draft.close()
+            if not self._opened.forked:
+                with self._opened.lock:
+                    self._drafts.discard(draft)
+                    draft.close()
 
     def _fill(self, draft: Draft, chunks: Iterator[Buffer]) -> str:
         """Write chunks to a draft; returns the format. The lock is free while the source is waited for."""
         image_format = None
         for chunk in chunks:
             # One view for both: what is saved is what was looked at.
-            with flat(chunk) as view, self._store.lock, _full_disk_named():
+            with flat(chunk) as view, self._locked(), _full_disk_named():
                 if draft.size_bytes < HEAD_SIZE_BYTES and view:
                     head = bytearray(draft.size_bytes)
                     draft.read_into(0, memoryview(head))
@@ -218,11 +244,12 @@ class ImageStore:
         return ino
 
     def _find(self, image_id: str) -> Inode | None:
+        tree = self._store.tree
         try:
             raw = bytes.fromhex(image_id)
         except ValueError:
             return None
-        return self._store.tree.inode_of_image(raw) if len(raw) == 16 else None
+        return tree.inode_of_image(raw) if len(raw) == 16 else None
 
     def _existing(self, image_id: str) -> Inode:
         inode = self._find(image_id)

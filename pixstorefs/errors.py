@@ -30,6 +30,16 @@ class StoreInUse(PixstoreError):
     exit_code = 3
 
 
+class StoreClosed(PixstoreError):
+    """The program closed the store before this call, or during it: nothing was changed.
+
+    Apart from InvalidInput, which a server blames on whoever sent the data.
+    """
+
+    errno = errno.EBADF
+    exit_code = 20
+
+
 class WrongKey(PixstoreError):
     """No key slot of the store opens with the secret given, or none was given."""
 

@@ -38,6 +38,7 @@ from pixstorefs.errors import (
     NoSpace,
     PixstoreError,
     ReadOnlyStore,
+    StoreClosed,
     StoreInUse,
     WrongInstallation,
 )
@@ -483,6 +484,8 @@ def translated(path: str, db: apsw.Connection | None = None) -> Iterator[None]:
 
 def _translation(path: str, error: apsw.Error, db: apsw.Connection | None) -> PixstoreError:
     match error:
+        case apsw.ConnectionClosedError() | apsw.CursorClosedError():
+            return StoreClosed(f"the store of {path} is closed: open it again. Nothing was changed")
         case apsw.FullError():
             return NoSpace(f"the disk under {path} is full: {error}")
         case apsw.ReadOnlyError():

@@ -61,6 +61,7 @@ class Barrier:
         # The newest request that is done; and the newest one for the whole barrier.
         self._completed = {False: 0, True: 0}
         self._running = False
+        self._ended = False
         self._failure: BaseException | None = None
         # Token and object floor of the newest barrier behind which nothing was unlinked yet.
         self._untidied: tuple[int, int] | None = None
@@ -93,13 +94,13 @@ class Barrier:
         """
         self._in_turn(whole=False)
 
-    def _in_turn(self, *, whole: bool) -> None:
+    def _in_turn(self, *, whole: bool, last: bool = False) -> None:
         with self._group:
             self._requested += 1
             ticket = self._requested
             while self._running and self._completed[whole] < ticket:
                 self._group.wait()
-            if self._completed[whole] >= ticket:
+            if self._ended or self._completed[whole] >= ticket:
                 return self._raise_failure()
             self._running = True
             covers = self._requested
@@ -113,19 +114,20 @@ class Barrier:
         finally:
             with self._group:
                 self._running = False
+                self._ended = last
                 self._completed[False] = covers
                 if whole:
                     self._completed[True] = covers
                 self._group.notify_all()
         return self._raise_failure()
 
-    def sync(self) -> None:
+    def sync(self, *, last: bool = False) -> None:
         """The whole barrier: everything saved before is durable, what was retired before is unlinked.
 
         Raises as `make_durable` does.
         """
         self._changed = False
-        self._in_turn(whole=True)
+        self._in_turn(whole=True, last=last)
         with self._tidying:
             with self._group:
                 untidied, self._untidied = self._untidied, None
@@ -152,6 +154,14 @@ class Barrier:
             self._objects.sync_all()
             self._sync_log()
             self._tidy(token, floor, full=True)
+
+    def end(self) -> None:
+        """End the thread, with a whole barrier that is the last one. Raises as `sync`.
+
+        Whoever asks later finds everything durable; the files that a barrier needs may be closed then.
+        """
+        self.stop()
+        self.sync(last=True)
 
     def stop(self) -> None:
         """End the thread, without a last barrier."""

@@ -69,7 +69,7 @@ class Store:
         self.path = path
         self._index_key = index_key
         self._closed = False
-        self._forked = False
+        self.forked = False  # since it was opened
         self._pid = os.getpid()
         self._ownership = ownership
         # The one that has the lock, wherever it is by now: nothing below is reached by path again.
@@ -283,7 +283,7 @@ class Store:
         failed; the store is closed all the same and will recover. Raises ReadOnlyStore if another owner took
         the store, which then is left as it is.
         """
-        if self._closed or self._forked:
+        if self._closed or self.forked:
             return
         self._closed = True
         try:
@@ -292,7 +292,7 @@ class Store:
                 self._copies.stop()
                 self._barrier.stop()
                 self._ownership.require(now=True)
-                self._barrier.sync()
+                self._barrier.end()
                 self._ledger.end()
                 self.index.sync_log()
                 self._empty_log(_READER_AT_CLOSE_WAIT_S, self._claim_clean)
@@ -318,7 +318,7 @@ class Store:
 
     def require_not_forked(self) -> None:
         """Raises StoreInUse in a process that was forked since the store was opened."""
-        if self._forked:
+        if self.forked:
             raise StoreInUse(
                 f"the store {self.path} was opened before the fork: open it in this process, if process "
                 f"{self._pid} does not need it any more. One process owns a store. Nothing was changed"
@@ -339,7 +339,7 @@ class Store:
         for ever. Whatever is still called finds no folder, no log and no lock that it could write to.
         `at_rest`: no store of this process was being used.
         """
-        self._forked = True
+        self.forked = True
         self.index.let_go(at_rest=at_rest)
         self._close_files()
         self.folder.close()

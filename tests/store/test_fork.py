@@ -132,14 +132,14 @@ def use():
         lambda: next(late_chunks),
         lambda: next(late_list),
         images.sync,
+        images.__enter__,
     ]
     public = {name for name in dir(images) if not name.startswith("_")}
     assert public - {"close"} <= {name for call in calls for name in (*call.__code__.co_names, call.__name__)}
     for call in calls:
         refused(call)
     images.close()
-    with images:
-        pass
+    images.__exit__(None, None, None)
     refused(images.sync)
 
 
@@ -298,6 +298,7 @@ def test_child_that_outlives_the_parent(place: Place) -> None:
         images = open_store()
         print(images.save_image(JPEG).id, flush=True)
         if os.fork() == 0:
+            print("forked", flush=True)
             sys.stdin.read()  # until the test ends
             sys.exit()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -306,6 +307,7 @@ def test_child_that_outlives_the_parent(place: Place) -> None:
     with started(place, program) as parent:
         assert parent.stdout is not None
         image_id = parent.stdout.readline().strip()
+        assert parent.stdout.readline() == "forked\n"
         parent.wait()
         with place.open() as images:
             images.update_image(image_id, image(200))

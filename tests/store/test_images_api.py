@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from stores import SEGMENT, Place, digests, image, save_file
+from stores import SEGMENT, Place, check_store, digests, image, save_file
 
 import pixstorefs
 from pixstorefs import api
@@ -33,6 +33,7 @@ from pixstorefs.errors import (
     NoSpace,
     NotAStore,
     ReadOnlyStore,
+    StoreClosed,
     StoreInUse,
     WrongKey,
 )
@@ -861,6 +862,118 @@ def test_measuring_keeps_nobody_waiting(images, monkeypatch):
     assert list(images.images()) == [record]
     assert images.update_image(record.id, PNG).width == 3
     assert images.save_image(PNG).width == 3
+
+
+# Closed
+
+
+def test_every_call_after_close(place, images, tmp_path, caplog):
+    """Each call says that the store is closed, whatever it is given; nothing reaches the log or the disk."""
+    record = images.save_image(image(300_000), directory="a")
+    images.save_image(PNG, directory="a")
+    source = tmp_path / "source"
+    source.write_bytes(PNG)
+    chunks, listed = images.read_image_chunks(record.id), images.images("a")
+    next(chunks)
+    next(listed)
+    late_chunks, late_list = images.read_image_chunks(record.id), images.images()
+    images.close()
+    before = digests(place.path)
+    caplog.clear()
+    calls = [
+        lambda: images.save_image(PNG),
+        lambda: images.save_image("no image", directory="../no directory"),
+        lambda: images.save_image_from_file(str(source)),
+        lambda: images.save_image_from_file(str(tmp_path / "missing")),
+        lambda: images.update_image(record.id, PNG),
+        lambda: images.update_image_from_file(record.id, str(source)),
+        lambda: images.update_image_from_file(record.id, str(tmp_path / "missing")),
+        lambda: images.delete_image(record.id),
+        lambda: images.delete_image("no id"),
+        lambda: images.image_exists(record.id),
+        lambda: images.image_exists("no id"),
+        lambda: images.get_image_record(record.id),
+        lambda: images.read_image(record.id),
+        lambda: images.read_image("no id"),
+        lambda: images.sync(),
+        lambda: images.__enter__(),
+        *(lambda iterator=iterator: next(iterator) for iterator in (chunks, listed, late_chunks, late_list)),
+    ]
+    called = {name for call in calls for name in call.__code__.co_names}
+    assert {name for name in dir(images) if not name.startswith("_")} - called == {
+        "close",
+        "images",
+        "read_image_chunks",
+    }
+    for call in calls:
+        with pytest.raises(StoreClosed, match="is closed"):
+            call()
+    assert caplog.records == []
+    assert digests(place.path) == before
+    with place.open() as again:
+        assert again.read_image(record.id) == image(300_000)
+
+
+def test_close_during_slow_uploads(place, tmp_path, caplog):
+    """A close waits for no source: the upload is told, nothing is left of it, and the store is clean."""
+    images = place.open()
+    record = images.save_image(PNG)
+    (tmp_path / "update").mkdir()
+
+    def update(path: str) -> object:
+        return images.update_image_from_file(record.id, path)
+
+    with (
+        slow_upload(tmp_path, images.save_image_from_file) as (_, saved),
+        slow_upload(tmp_path / "update", update) as (_, updated),
+    ):
+        in_time(images.close)
+        before = digests(place.path)
+        assert len(place.objects()) == 1
+    assert isinstance(saved[0], StoreClosed)
+    assert isinstance(updated[0], StoreClosed)
+    assert caplog.records == []
+    assert digests(place.path) == before
+    assert check_store(place, place.path) == []
+    with place.open() as again:
+        assert again._store.report == []
+        assert again.read_image(record.id) == PNG
+
+
+def test_close_among_threads(place, caplog):
+    """Threads that are at work when the store is closed are told so, and what they were told is saved, is."""
+    images = place.open()
+    record = images.save_image(PNG)
+    begun = threading.Barrier(5)
+    saved: list[str] = []
+    ends: list[BaseException] = []
+
+    def work(number: int) -> None:
+        begun.wait()
+        try:
+            while True:
+                saved.append(images.save_image(image(1000 + number), directory=f"{number}").id)
+                images.read_image(record.id)
+                list(images.images(f"{number}"))
+                images.sync()
+        except BaseException as error:
+            ends.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    while len(saved) < 8:
+        time.sleep(0.001)
+    images.close()
+    for thread in threads:
+        thread.join()
+    assert [type(end) for end in ends] == [StoreClosed] * 4
+    assert caplog.records == []
+    assert check_store(place, place.path) == []
+    with place.open() as again:
+        assert again._store.report == []
+        assert all(again.image_exists(image_id) for image_id in saved)
 
 
 # Killed at any moment
