@@ -8,6 +8,7 @@ What the API saves appears in the mount as `<directory>/<id>.<ext>`; what the mo
 One process owns a store at a time: the API cannot open one that is mounted, and says where it is.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from pixstorefs.errors import (
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 
 def open_store(
-    path: str,
+    path: str | os.PathLike[str],
     *,
     passphrase: str | None = None,
-    keyfile: str | None = None,
+    keyfile: str | os.PathLike[str] | None = None,
     create: bool = True,
     read_only: bool = False,
     padding: bool = True,

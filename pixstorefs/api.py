@@ -10,11 +10,12 @@ from types import TracebackType
 
 from pixstorefs.check.rescue import open_for_reading
 from pixstorefs.disk.files import FULL_ERRNOS
-from pixstorefs.errors import ImageNotFound, InvalidInput, NoSpace, StoreClosed
+from pixstorefs.errors import ImageNotFound, InvalidInput, NoSpace, StoreClosed, StoreInUse, WrongKey
 from pixstorefs.format import SEGMENT_SIZE_BYTES
 from pixstorefs.imaging.formats import HEAD_SIZE_BYTES, extension, sniff
 from pixstorefs.index.rows import ROOT_INO
-from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
+from pixstorefs.keys import keyring
+from pixstorefs.keys.secrets import Path, Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
 from pixstorefs.objects.sealing import Buffer, flat
 from pixstorefs.records import Entry, ImageRecord, Inode
 from pixstorefs.store.draft import Draft
@@ -22,7 +23,7 @@ from pixstorefs.store.measure import Measuring
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.store import Store
 from pixstorefs.store.tree import NewName
-from pixstorefs.trust.header import create_store, is_store, read_header
+from pixstorefs.trust.header import create_store, is_store, keys_json, read_header
 
 _CHUNK_SIZE_BYTES = 1 << 20
 _PAGE_ENTRIES = 512
@@ -92,7 +93,7 @@ class ImageStore:
         """
         return self._save_new(iter([data]), directory)
 
-    def save_image_from_file(self, path: str, directory: str | None = None) -> ImageRecord:
+    def save_image_from_file(self, path: Path, directory: str | None = None) -> ImageRecord:
         """Like `save_image`, streaming the content of a file of any size."""
         self._store.require_writable()
         with open(path, "rb") as file:
@@ -105,7 +106,7 @@ class ImageStore:
         """
         return self._update(image_id, iter([data]))
 
-    def update_image_from_file(self, image_id: str, path: str) -> ImageRecord:
+    def update_image_from_file(self, image_id: str, path: Path) -> ImageRecord:
         """Like `update_image`, streaming the content of a file."""
         self._store.require_writable()
         with open(path, "rb") as file:
@@ -343,10 +344,10 @@ def _new_directory(ino: int, now_ns: int) -> Inode:
 
 
 def open_images(
-    path: str,
+    path: Path,
     *,
     passphrase: str | None,
-    keyfile: str | None,
+    keyfile: Path | None,
     create: bool,
     read_only: bool,
     padding: bool,
@@ -364,14 +365,30 @@ def open_images(
             return Secret("passphrase", passphrase.encode())
         if keyfile is not None:
             return secret_from_keyfile(keyfile)
-        default = default_keyfile_path(store_id)
-        return create_keyfile(default) if new else secret_from_keyfile(default)
+        return create_keyfile(default_keyfile_path(store_id)) if new else _default_secret(path, store_id)
 
     if create and not read_only and not is_store(path):
-        create_store(path, lambda store_id: secret_for(store_id, new=True), padding=padding)
+        try:
+            create_store(path, lambda store_id: secret_for(store_id, new=True), padding=padding)
+        except StoreInUse:
+            if not is_store(path):
+                raise  # otherwise another process has made it, and may be done with it
     secret = secret_for(read_header(path).store_id, new=False)
 
     def open_store() -> Store:
         return open_unlocked(path, secret, read_only=read_only, break_lock=break_lock)
 
     return ImageStore(open_for_reading(path, secret, open_store) if read_only else open_store())
+
+
+def _default_secret(path: str, store_id: bytes) -> Secret:
+    """What opens a store where nothing was given. Raises WrongKey, and CorruptStore, NewerFormat."""
+    kinds = keyring.slot_kinds(keys_json(path))
+    if "keyfile" not in kinds:
+        raise WrongKey(f"the store {path} opens with a passphrase, and none was given")
+    try:
+        return secret_from_keyfile(default_keyfile_path(store_id))
+    except WrongKey as error:
+        if "passphrase" not in kinds:
+            raise
+        raise WrongKey(f"{error} The store opens with a passphrase, too, and none was given.") from None

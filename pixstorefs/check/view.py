@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cached_property
 
-from pixstorefs.disk.file_lock import FileLock
 from pixstorefs.disk.folder import Folder, OddFile
-from pixstorefs.disk.lock_file import LOCK_FILE
+from pixstorefs.disk.lock_file import LOCK_FILE, is_owned
 from pixstorefs.index.capture import Moment, capture, open_captured
 from pixstorefs.index.database import log_size_bytes
 from pixstorefs.index.rows import Index
@@ -97,15 +96,7 @@ class StoreView:
 
     def is_owned(self) -> bool:
         """Whether a process has the store open for writing, or takes it this moment."""
-        try:
-            lock = FileLock(self.folder.open_file(LOCK_FILE)[0])
-        except (OSError, OddFile):
-            return False
-        try:
-            # Asking takes a lock for some microseconds; a mount that meets it tries again.
-            return not lock.share(wait=False)
-        finally:
-            lock.close()
+        return is_owned(self.folder)
 
     def needs_recovery(self) -> bool:
         """Whether the store was not closed cleanly, and nobody has it open."""

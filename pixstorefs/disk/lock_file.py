@@ -208,6 +208,19 @@ def own(
         return None
 
 
+def is_owned(store: Folder) -> bool:
+    """Whether a process has the lock of a store, or takes it this moment."""
+    try:
+        lock = FileLock(store.open_file(LOCK_FILE)[0])
+    except (OSError, OddFile):
+        return False
+    try:
+        # Asking takes a lock for some microseconds; a mount that meets it tries again.
+        return not lock.share(wait=False)
+    finally:
+        lock.close()
+
+
 def read_note(store: Folder) -> tuple[bytes, float]:
     """What the lock file says, and since when, in seconds of time(2). Raises OSError, OddFile."""
     fd, status = store.open_file(LOCK_FILE)

@@ -19,6 +19,7 @@ from typing import TypeVar
 from pixstorefs.disk.file_lock import FileLock
 from pixstorefs.disk.files import sync_directory
 from pixstorefs.disk.folder import Folder, OddFile
+from pixstorefs.disk.lock_file import LOCK_FILE, Ownership, is_owned
 from pixstorefs.errors import CorruptStore, NewerFormat, NoRights, NotAStore, StoreInUse
 from pixstorefs.index.rows import ROOT_INO, Index
 from pixstorefs.keys import keyring
@@ -265,16 +266,39 @@ def _fill(
     }
     raw = json.dumps(header, indent=1).encode() + b"\n"
     master_key, slots = keyring.create(make_secret(store_id), raw, label=label, random=random)
-    os.mkdir(os.path.join(path, "objects"), 0o700)
-    index_key = keyring.derive(master_key, store_id, INDEX_PURPOSE)
-    Index.create(os.path.join(path, INDEX_FILE), index_key, store_id, root_inode(now_ns()))
-    with _opened(path) as folder:
+    with _opened(path) as folder, _owned(folder):
+        os.mkdir(os.path.join(path, "objects"), 0o700)
+        index_key = keyring.derive(master_key, store_id, INDEX_PURPOSE)
+        Index.create(os.path.join(path, INDEX_FILE), index_key, store_id, root_inode(now_ns()))
         # The copy of the header, which makes a store as well, only behind it.
         for name, content in ((KEYS_FILE, slots), (HEADER_FILE, raw)):
             for place in _places(name):
                 _replace(folder, place, content)
         folder.sync()
     sync_directory(os.path.dirname(os.path.abspath(path)))
+
+
+@contextmanager
+def _owned(folder: Folder) -> Iterator[None]:
+    """Have the lock of a store that is being made: whoever finds the header meanwhile must not open it yet.
+
+    Where directories have no locks, it also keeps out who makes the same one. Raises StoreInUse, OSError.
+    """
+    ownership = Ownership(folder, None)
+    try:
+        if folder.names() != [LOCK_FILE]:
+            raise _was_just_made(folder.path)
+        yield
+    finally:
+        ownership.release()
+
+
+def _was_just_made(path: str) -> StoreInUse:
+    return StoreInUse(f"another process has made {path} a store just now: open that one")
+
+
+def _is_just_making(path: str) -> StoreInUse:
+    return StoreInUse(f"another process is just making {path} a store: try again in a moment")
 
 
 @contextmanager
@@ -291,8 +315,11 @@ def _claimed_directory(path: str) -> Iterator[None]:
         raise NoRights.to(error) from None
     with _exclusive(path):
         if is_store(path):
-            raise StoreInUse(f"another process has made {path} a store just now: open that one")
+            raise _was_just_made(path)
         if os.listdir(path):
+            with _opened(path) as folder:
+                if is_owned(folder):
+                    raise _is_just_making(path)
             raise NotAStore(
                 f"{path} is not a store and not empty: pixstorefs never turns somebody's files into a store. "
                 "Nothing was changed; choose an empty or new directory"
@@ -310,7 +337,7 @@ def require_nobody_makes(path: str) -> None:
 def _exclusive(path: str) -> Iterator[None]:
     """Hold the lock of a directory, which goes with the process. Raises StoreInUse, NoRights, OSError.
 
-    The lock of a store is not there yet. Where directories have none (EBADF on NFS) nobody is kept out.
+    The lock of a store is not there yet. Where directories have none (EBADF on NFS) that one has to do.
     """
     try:
         lock = FileLock(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -321,7 +348,7 @@ def _exclusive(path: str) -> Iterator[None]:
         with suppress(OSError):
             free = lock.take()
         if not free:
-            raise StoreInUse(f"another process is just making {path} a store: try again in a moment")
+            raise _is_just_making(path)
         yield
     finally:
         lock.close()

@@ -3,6 +3,7 @@
 import array
 import contextlib
 import ctypes
+import errno
 import io
 import itertools
 import json
@@ -10,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -24,6 +26,8 @@ from stores import SEGMENT, Place, check_store, digests, image, save_file
 import pixstorefs
 from pixstorefs import api
 from pixstorefs.api import ImageStore
+from pixstorefs.disk.file_lock import FileLock
+from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import (
     CorruptImage,
     CorruptStore,
@@ -37,7 +41,10 @@ from pixstorefs.errors import (
     StoreInUse,
     WrongKey,
 )
+from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
 from pixstorefs.store import measure
+from pixstorefs.store.key_slots import KeySlots
+from pixstorefs.trust.header import create_store, read_header
 
 # A real PNG of 3 by 2 pixels.
 PNG = bytes.fromhex(
@@ -402,6 +409,106 @@ def test_default_keyfile(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(WrongKey):
         pixstorefs.open_store(str(tmp_path / "store"))
+
+
+def test_passphrase_store_without_a_secret(tmp_path, monkeypatch):
+    """A store that opens with a passphrase says so; it tells of no keyfile, which it never had."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    path = tmp_path / "store"
+    pixstorefs.open_store(path, passphrase="right").close()
+    with pytest.raises(WrongKey, match="opens with a passphrase") as error:
+        pixstorefs.open_store(path)
+    assert "keyfile" not in str(error.value)
+    # Nor of one that lies in its place, and belongs to no key any more.
+    create_keyfile(default_keyfile_path(read_header(str(path)).store_id))
+    with pytest.raises(WrongKey, match="opens with a passphrase"):
+        pixstorefs.open_store(path)
+
+
+def test_store_with_both_kinds_of_key_without_a_secret(tmp_path, monkeypatch):
+    """Where a keyfile or a passphrase would do, and there is neither, both are named."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    path = tmp_path / "store"
+    pixstorefs.open_store(path).close()
+    with KeySlots(str(path)) as slots:
+        keyfile = secret_from_keyfile(default_keyfile_path(read_header(str(path)).store_id))
+        slots.add(keyfile, lambda: Secret("passphrase", b"right"), "second")
+    pixstorefs.open_store(path).close()
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(WrongKey, match=r"keyfile .* does not exist.*opens with a passphrase, too"):
+        pixstorefs.open_store(path)
+
+
+def test_paths_of_any_kind(tmp_path):
+    """Wherever a path is taken, an os.PathLike is."""
+    create_keyfile(tmp_path / "key")
+    (tmp_path / "source").write_bytes(PNG)
+    with pixstorefs.open_store(tmp_path / "store", keyfile=tmp_path / "key") as images:
+        record = images.save_image_from_file(tmp_path / "source")
+        images.update_image_from_file(record.id, tmp_path / "source")
+        assert images.read_image(record.id) == PNG
+
+
+CREATING = """
+import sys, pixstorefs
+path, keyfile = sys.argv[1:]
+sys.stdin.readline()
+try:
+    with pixstorefs.open_store(path, keyfile=keyfile) as images:
+        images.save_image(bytes([255, 216, 255]))
+except pixstorefs.StoreInUse as error:
+    print("in use:", error)
+"""
+
+
+def test_processes_that_create_one_store_at_once(place):
+    """One makes the store; the others find it finished, or are told that it is in use."""
+    for turn in range(6):
+        command = [sys.executable, "-c", CREATING, place.path, place.keyfile]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started = [subprocess.Popen(command, **pipes) for _ in range(4)]
+        for process in started:
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+        ends = [(process.communicate(), process.returncode) for process in started]
+        assert [(code, complaints) for (_, complaints), code in ends] == [(0, b"")] * 4
+        saved = sum(not said for (said, _), _ in ends)
+        assert saved > 0
+        with place.open() as images:
+            assert len(list(images.images())) == saved
+        assert check_store(place, place.path) == []
+        place.path.rename(place.path.with_name(f"store {turn}"))
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks of directories"])
+def test_store_that_is_made_meanwhile(place, monkeypatch, locks):
+    """Whoever meets another's creation, at any of its steps, is told so, and on NFS, too."""
+    if not locks:
+        monkeypatch.setattr(FileLock, "take", take_no_folder)
+    steps: list[str] = []
+    changed = Folder.replace
+
+    def replace(folder: Folder, name: str, content: bytes, *, temporary: str | None = None) -> None:
+        changed(folder, name, content, temporary=temporary)
+        if not steps or steps[-1] != "inside":
+            steps.append("inside")
+            with pytest.raises(StoreInUse):
+                place.open()
+            steps.append(name)
+
+    monkeypatch.setattr(Folder, "replace", replace)
+    create_store(str(place.path), lambda _: secret_from_keyfile(place.keyfile))
+    assert steps == ["inside", "keys.json"] * 2 + ["inside", "store.json"] * 2
+    place.open().close()
+
+
+def take_no_folder(lock: FileLock) -> bool:
+    if stat.S_ISDIR(os.fstat(lock.fd).st_mode):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return TAKE(lock)
+
+
+TAKE = FileLock.take
 
 
 def test_foreign_directories_are_left_alone(tmp_path, place):
