@@ -17,16 +17,37 @@ from pixstorefs.errors import (
     ImageNotFound,
     InvalidInput,
     NewerFormat,
+    NoRights,
     NoSpace,
     NotAStore,
     PixstoreError,
     ReadOnlyStore,
+    StoreClosed,
     StoreInUse,
+    StoreNotWritable,
+    WrongInstallation,
     WrongKey,
 )
+from pixstorefs.records import ImageRecord
 
 if TYPE_CHECKING:
     from pixstorefs.api import ImageStore
+
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> object:
+        """What is imported only when it is asked for: `import pixstorefs` and the help stay fast."""
+        if name == "ImageStore":
+            from pixstorefs.api import ImageStore
+
+            return ImageStore
+        if name == "__version__":
+            return _version()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
 
 
 def open_store(
@@ -45,9 +66,9 @@ def open_store(
     user's data directory. `padding` counts only when the store is created. `break_lock`: the owner on
     another machine is gone, and what it had not written yet may be lost.
 
-    Raises NotAStore, WrongKey, StoreInUse, NewerFormat, CorruptStore, InvalidInput, OSError.
+    Raises NotAStore, WrongKey, StoreInUse, StoreNotWritable, NoRights, NewerFormat, CorruptStore,
+    InvalidInput, WrongInstallation, OSError.
     """
-    # Imported here so that `import pixstorefs` and the command line's help stay fast.
     from pixstorefs import api
 
     return api.open_images(
@@ -61,17 +82,33 @@ def open_store(
     )
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pixstorefs")
+    except PackageNotFoundError:  # run from a source tree
+        return "(not installed)"
+
+
 __all__ = [
     "CorruptImage",
     "CorruptStore",
     "ImageNotFound",
+    "ImageRecord",
+    "ImageStore",
     "InvalidInput",
     "NewerFormat",
+    "NoRights",
     "NoSpace",
     "NotAStore",
     "PixstoreError",
     "ReadOnlyStore",
+    "StoreClosed",
     "StoreInUse",
+    "StoreNotWritable",
+    "WrongInstallation",
     "WrongKey",
+    "__version__",
     "open_store",
 ]

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import click
 
+import pixstorefs
 from pixstorefs.cli import console
 from pixstorefs.cli.check import check_command
 from pixstorefs.cli.init import init_command
@@ -27,13 +28,7 @@ _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        number = version("pixstorefs")
-    except PackageNotFoundError:  # run from a source tree
-        number = "(not installed)"
-    console.result(f"pixstorefs {number}")
+    console.result(f"pixstorefs {pixstorefs.__version__}")
     context.exit()
 
 
