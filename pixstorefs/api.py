@@ -5,7 +5,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from types import TracebackType
 
 from pixstorefs.check.rescue import open_for_reading
@@ -46,16 +46,10 @@ class ImageStore:
     @property
     def _store(self) -> Store:
         """The store, for every use of it, so that no call forgets to ask. Raises StoreInUse, StoreClosed."""
-        self._opened.require_not_forked()
-        if self._closed:
+        if self._closed or self._opened.forked:
+            self._opened.require_not_forked()
             raise StoreClosed(f"the store {self._opened.path} is closed: open it again. Nothing was changed")
         return self._opened
-
-    @contextmanager
-    def _locked(self) -> Iterator[Store]:
-        """The store, with its lock held. Asked for once more: a close may have come while we waited."""
-        with self._store.lock:
-            yield self._store
 
     def __enter__(self) -> "ImageStore":
         _ = self._store
@@ -114,11 +108,11 @@ class ImageStore:
 
     def delete_image(self, image_id: str) -> bool:
         """Delete an image under all its names; its key is destroyed. False where there is none."""
-        with self._locked() as store:
+        with self._store.lock:
             inode = self._find(image_id)
             if inode is None:
                 return False
-            store.tree.remove_all(inode.ino, self._now_ns())
+            self._store.tree.remove_all(inode.ino, self._now_ns())
         return True
 
     def image_exists(self, image_id: str) -> bool:
@@ -172,15 +166,19 @@ class ImageStore:
                     yield measured()
             cookie = page[-1][0]
 
+    # Whoever waited for the lock asks for the store once more behind it: a close may have come first.
+
     def _save_new(self, chunks: Iterator[Buffer], directory: str | None) -> ImageRecord:
         self._store.require_writable()
         names = _directory_names(directory)
-        with self._locked() as store:
-            ino = store.numbers.ino()
-            image_id = store.allocator.new_image_id(ino)
-        with self._draft(image_id) as draft:
+        with self._store.lock:
+            ino = self._store.numbers.ino()
+            image_id = self._store.allocator.new_image_id(ino)
+            draft = self._begin_draft(image_id)
+        with self._ending(draft):
             image_format = self._fill(draft, chunks)
-            with self._locked() as store, _full_disk_named():
+            with self._store.lock:
+                store = self._store
                 now_ns = self._now_ns()
                 parent = self._make_directories(names, now_ns)
                 name = f"{image_id.hex()}.{extension(image_format)}".encode()
@@ -192,25 +190,37 @@ class ImageStore:
 
     def _update(self, image_id: str, chunks: Iterator[Buffer]) -> ImageRecord:
         self._store.require_writable()
-        inode = self._existing(image_id)
-        assert inode.image_id is not None
-        with self._draft(inode.image_id) as draft:
+        with self._store.lock:
+            inode = self._existing(image_id)
+            assert inode.image_id is not None
+            draft = self._begin_draft(inode.image_id)
+        with self._ending(draft):
             self._fill(draft, chunks)
-            with self._locked() as store, _full_disk_named():
+            with self._store.lock:
                 inode = self._existing(image_id)  # as it is by now
                 inode.mtime_ns = inode.ctime_ns = self._now_ns()
-                store.save(inode, draft, draft.seal_at_once())
+                self._store.save(inode, draft, draft.seal_at_once())
                 measured = self._look_at(inode)
         return measured()
 
+    def _begin_draft(self, image_id: bytes) -> Draft:
+        """An empty draft, which `close` drops, too (with the lock held)."""
+        draft = Draft(self._store.allocator, image_id)
+        self._drafts.add(draft)
+        return draft
+
     @contextmanager
-    def _draft(self, image_id: bytes) -> Iterator[Draft]:
-        """An empty draft, which is dropped at the end, or by `close`."""
-        with self._locked() as store:
-            draft = Draft(store.allocator, image_id)
-            self._drafts.add(draft)
+    def _ending(self, draft: Draft) -> Iterator[None]:
+        """Drop a draft at the end."""
         try:
-            yield draft
+            yield
+        except OSError as error:
+            # A full disk is the one that callers of the API have to tell from the others.
+            if error.errno not in FULL_ERRNOS:
+                raise
+            raise NoSpace(
+                "the disk under the store is full: nothing was saved, and nothing is lost"
+            ) from error
         finally:
             if not self._opened.forked:
                 with self._opened.lock:
@@ -222,7 +232,8 @@ class ImageStore:
         image_format = None
         for chunk in chunks:
             # One view for both: what is saved is what was looked at.
-            with flat(chunk) as view, self._locked(), _full_disk_named():
+            with flat(chunk) as view, self._store.lock:
+                _ = self._store
                 if draft.size_bytes < HEAD_SIZE_BYTES and view:
                     head = bytearray(draft.size_bytes)
                     draft.read_into(0, memoryview(head))
@@ -273,43 +284,30 @@ class ImageStore:
         """
         assert inode.image_id is not None
         version = self._store.version(inode)
-        record = ImageRecord(
+        record = partial(
+            ImageRecord,
             id=inode.image_id.hex(),
             token=version.token,
             format=version.format,
-            width=None,
-            height=None,
             size_bytes=inode.size_bytes,
             created_ns=self._store.tree.created_ns(inode.ino),
             modified_ns=inode.mtime_ns,
             path=self._store.tree.path_of(inode.ino),
         )
         if version.format is None:
-            return lambda: record
-        measuring = Measuring(self._store, inode, version.format)
-        return lambda: self._measured(record, measuring)
+            return partial(record, width=None, height=None)
+        return partial(self._measured, record, Measuring(self._store, inode, version.format))
 
-    def _measured(self, record: ImageRecord, measuring: Measuring) -> ImageRecord:
+    def _measured(self, record: Callable[..., ImageRecord], measuring: Measuring) -> ImageRecord:
         try:
             width, height = measuring.dimensions(self._exclusively) or (None, None)
         finally:
             measuring.close()
-        return replace(record, width=width, height=height)
+        return record(width=width, height=height)
 
     def _exclusively(self, work: Callable[[], None]) -> None:
         with self._opened.lock:
             work()
-
-
-@contextmanager
-def _full_disk_named() -> Iterator[None]:
-    """A full disk is the one OSError that callers of the API have to tell from the others."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL_ERRNOS:
-            raise
-        raise NoSpace("the disk under the store is full: nothing was saved, and nothing is lost") from error
 
 
 def _directory_names(directory: str | None) -> list[bytes]:
