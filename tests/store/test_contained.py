@@ -135,6 +135,22 @@ def test_where_a_repair_puts_what_it_finds(filled: Place, tmp_path: Path) -> Non
     assert (filled.path / "objects" / "0" / "4000").exists()
 
 
+@pytest.mark.parametrize("name", ["lost+found", "lost+found/objects"])
+def test_where_a_restoring_puts_the_damaged_index(filled: Place, tmp_path: Path, name: str) -> None:
+    """A link there does not let it remove, take or leave files in what the link leads to."""
+    canary = tmp_path / "canary"
+    for path in ("salvage/file", "objects/1", "index-20200101T000000Z/index.db", "1"):
+        (canary / path).parent.mkdir(parents=True, exist_ok=True)
+        (canary / path).write_bytes(b"somebody else's")
+    (filled.path / name).parent.mkdir(exist_ok=True)
+    (filled.path / name).symlink_to(canary)
+    (filled.path / "index.db").write_bytes(b"damaged" * 4096)
+    before, names = digests(canary), sorted(os.listdir(canary))
+    with pytest.raises(OddFile, match="symbolic link"):
+        prepare(str(filled.path), secret_from_keyfile(filled.keyfile))
+    assert (digests(canary), sorted(os.listdir(canary))) == (before, names)
+
+
 def test_the_folder_of_the_next_objects(filled: Place, tmp_path: Path) -> None:
     """A link in the place of a folder of objects is met when the store is opened, and by who writes there."""
     canary = tmp_path / "canary"
@@ -186,6 +202,36 @@ def test_numbers_that_names_are() -> None:
         assert number_of(name, last) == number
     for name in ("", "00", "01", "-1", "+1", " 1", "1 ", "1_0", "٣", "²", "x", str(last + 1), "9" * 5000):
         assert number_of(name, last) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["objects/9223372036854775808", "objects/0/9223372036854775806", "objects/0/9223372036854775808"]
+)
+def test_restoring_beside_names_that_are_no_numbers(filled: Place, name: str) -> None:
+    """Whatever lies among the objects, a damaged index is restored, and numbers can be given on."""
+    stranger = filled.path / name
+    stranger.parent.mkdir(exist_ok=True)
+    stranger.write_bytes(b"a stranger")
+    (filled.path / "index.db").write_bytes(b"damaged" * 4096)
+    prepare(str(filled.path), secret_from_keyfile(filled.keyfile))
+    with closing(filled.open_store()) as store:
+        save_file(store, "new", lambda draft: draft.write(0, image(1000)))
+        assert set(tree(store)) == {"0", "1", "2", "new"}
+    assert stranger.read_bytes() == b"a stranger"
+
+
+def test_restoring_where_lost_and_found_is_a_file(filled: Place) -> None:
+    """It is refused in one sentence, and nothing is changed: with the file moved away all comes back."""
+    (filled.path / "lost+found").write_bytes(b"a file")
+    (filled.path / "index.db").write_bytes(b"damaged" * 4096)
+    before = digests(filled.path)
+    with pytest.raises(OddFile, match="lost\\+found"):
+        prepare(str(filled.path), secret_from_keyfile(filled.keyfile))
+    assert digests(filled.path) == before
+    (filled.path / "lost+found").unlink()
+    prepare(str(filled.path), secret_from_keyfile(filled.keyfile))
+    with closing(filled.open_store()) as store:
+        assert set(tree(store)) == {"0", "1", "2"}
 
 
 def _folder(place: Path) -> None:
