@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 import stat
@@ -283,6 +284,41 @@ def test_nothing_is_damaged(used: Used) -> None:
     restored = restore(used.place, path)
     assert (restored.lost, restored.older, restored.objects_aside, restored.pages_lost) == ([], [], [], 0)
     assert used.reopened(path) == (used.now, [])
+
+
+def test_terabyte_of_nothing_at_its_end(used: Used) -> None:
+    """An index that was made long is restored, and kept, in the room that is written of it."""
+
+    def damage(store: Path) -> None:
+        destroy_page(0)(store)
+        os.truncate(store / "index.db", 1 << 40)
+
+    path = used.damaged("long", damage)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, limits[1]))
+    try:
+        restored = restore(used.place, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert used.reopened(path) == (used.now, [])
+    aside = Path(restored.index_aside or "") / "index.db"
+    assert aside.stat().st_size == 1 << 40
+    assert sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file()) < 64 << 20
+
+
+def test_nobody_else_may_look_at_what_was_kept(used: Used) -> None:
+    """Whatever the umask, the folders and files that a restoring makes are private."""
+    path = used.damaged("private", lambda store: (store / "index.db").write_bytes(b"damaged" * PAGE))
+    (path / "objects" / "0" / "4000").write_bytes(b"belongs to nobody")
+    (path / "objects" / "0" / "4000").chmod(0o600)
+    before = os.umask(0)
+    try:
+        restored = restore(used.place, path)
+    finally:
+        os.umask(before)
+    assert Path(restored.index_aside or "").is_dir()
+    assert restored.objects_aside
+    assert [found for found in path.rglob("*") if found.stat().st_mode & 0o077] == []
 
 
 def test_index_deleted(used: Used) -> None:
