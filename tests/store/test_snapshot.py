@@ -39,6 +39,7 @@ from pixstorefs.errors import (
     SnapshotFailed,
     StoreInUse,
 )
+from pixstorefs.index.digest import digest_of
 from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import secret_from_keyfile
 from pixstorefs.snapshot.snapshot import Snapshot
@@ -535,6 +536,14 @@ def test_store_in_use_that_cannot_be_written_from_here(place: Place, store: Stor
 
 
 # What is refused
+
+
+def test_record_tells_nothing_of_the_index_key(place: Place, store: Store, tmp_path: Path) -> None:
+    """Its digest lies in the clear, and is keyed by a key of its own: none does two things."""
+    take_snapshot(place, tmp_path / "taken")
+    with StoreView(str(tmp_path / "taken"), secret_from_keyfile(place.keyfile)) as view:
+        digest = digest_of(view.index, view.index_key)
+    assert digest not in (tmp_path / "taken" / "snapshot.json").read_text()
 
 
 def test_foreign_directories(place: Place, store: Store, tmp_path: Path) -> None:
