@@ -3,10 +3,15 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
+import subprocess
 
 import pytest
+from stores import Place, image, objects_of, save_file
 from support import Mount
+
+from pixstorefs.store import barrier
 
 HOSTILE = "a\x1b]0;title\x07\nforged\u202e"
 SHOWN = r"a\x1b]0;title\x07\nforged\u202e"
@@ -32,6 +37,46 @@ def test_what_a_lock_file_says_cannot_steer_a_terminal(unmounted: Mount, at_term
     assert SHOWN in said
     assert "\x1b]0;" not in said
     assert "\u202e" not in said
+
+
+def _shown_alone(told: subprocess.CompletedProcess[str]) -> None:
+    """The hostile name is in one line of a message, and nowhere raw."""
+    [line] = [line for line in told.stderr.splitlines() if SHOWN in line]
+    assert not line.startswith("forged")
+    for raw in ("\x1b", "\x07", "\u202e"):
+        assert raw not in told.stdout + told.stderr
+
+
+def test_what_a_recovery_tells_of_an_image(unmounted: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first mount after a crash names what did not reach the disk in one line each."""
+    monkeypatch.setattr(barrier, "INTERVAL_S", 3600.0)
+    place = Place(unmounted.directory)
+    place.open().close()
+    store = place.open_store()
+    save_file(store, HOSTILE, lambda draft: draft.write(0, image(1000)))
+    unmounted.store = unmounted.directory / "crashed"
+    shutil.copytree(place.path, unmounted.store)
+    store.close()
+    objects_of(unmounted.store).popitem()[1].unlink()
+    unmounted.expect_log("its content did not reach the disk")
+    told = unmounted.run("mount", unmounted.store, unmounted.mountpoint, "--keyfile", place.keyfile)
+    assert told.returncode == 0, told.stderr
+    _shown_alone(told)
+    unmounted.unmount()
+
+
+def test_what_a_snapshot_tells_of_a_damaged_image(unmounted: Mount) -> None:
+    """It names what it refuses to take in one line each."""
+    place = Place(unmounted.directory)
+    place.open().close()
+    store = place.open_store()
+    save_file(store, HOSTILE, lambda draft: draft.write(0, image(1000)))
+    save_file(store, "whole", lambda draft: draft.write(0, image(1000)))
+    store.close()
+    objects_of(place.path)[min(objects_of(place.path))].unlink()
+    told = unmounted.run("snapshot", place.path, unmounted.directory / "taken", "--keyfile", place.keyfile)
+    assert told.returncode == 12, told.stderr
+    _shown_alone(told)
 
 
 def test_status_and_log_show_a_hostile_path_in_one_line(unmounted: Mount) -> None:
