@@ -114,6 +114,20 @@ def test_a_lock_file_may_say_anything(tmp_path: Path, note: str) -> None:
     assert owner.read(str(tmp_path)) is None
 
 
+def test_who_does_not_hold_the_lock_is_not_waited_for(mounted: Mount) -> None:
+    """Whoever can write to a store can name any process in its lock file: umount asks who has the lock."""
+    lock = mounted.store / "lock"
+    note = json.loads(lock.read_text())
+    pid = note["pid"]
+    # This process lives as long as the test does.
+    lock.write_text(json.dumps(note | {"pid": os.getpid()}))
+    unmounted = mounted.run("umount", mounted.mountpoint)
+    assert unmounted.returncode == 0, unmounted.stderr
+    assert not mounted.is_mounted
+    assert str(os.getpid()) not in unmounted.stderr
+    wait_until_gone(pid)
+
+
 def test_a_pipe_for_a_lock_file_is_not_waited_for(tmp_path: Path) -> None:
     """A store that others can write to must not keep a command waiting for ever."""
     os.mkfifo(tmp_path / "lock")
