@@ -219,11 +219,15 @@ class _Complaints(logging.Handler):
 
 
 def _save_everything(operations: Operations, store: Store) -> bool:
-    """Save open drafts, then the last barrier. One failing must not keep the other from its try."""
+    """Save open drafts, then the last barrier. One failing must not keep the next from its try."""
     complaints = _Complaints()
     logging.getLogger().addHandler(complaints)
 
-    for step, what in ((operations.close, "open drafts"), (store.close, "the store")):
+    for step, what in (
+        (operations.close, "open drafts"),
+        (operations.write_directory_times, "the times of directories"),
+        (store.close, "the store"),
+    ):
         try:
             step()
         except (PixstoreError, OSError) as error:

@@ -1,17 +1,21 @@
 """What an inode has besides content: mode, owner, times and access control lists, which change together."""
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from pixstorefs.errors import NoSpace
 from pixstorefs.fs.acl import ACCESS, Acl
 from pixstorefs.fs.attributes import Changes, apply
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.records import Inode
 from pixstorefs.store.store import Store
+
+log = logging.getLogger(__name__)
 
 
 class Metadata:
@@ -87,10 +91,17 @@ class Metadata:
             self._pending.take_changed_ns(saved.ino)
 
     def write_directory_times(self) -> None:
-        """Write down what pending names changed and no save took along (at unmount)."""
+        """Write down what pending names changed and no save took along (at unmount).
+
+        On a full disk the directories keep the times they had: no image is any the worse for that.
+        """
         for ino, changed_ns in self._pending.all_changed().items():
             inode = self._store.tree.inode(ino)
             if inode is not None:
                 inode.mtime_ns = inode.ctime_ns = changed_ns
-                self._store.tree.update_inode(inode)
+                try:
+                    self._store.tree.update_inode(inode)
+                except NoSpace as error:
+                    log.warning("the last changes of directories are not in their times: %s", error)
+                    return
             self._pending.take_changed_ns(ino)

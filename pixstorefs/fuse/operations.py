@@ -116,6 +116,9 @@ class Operations(pyfuse3.Operations):
         """Save every draft that is left, after the kernel has gone."""
         self._reading.close()
         self._saving.save_all()
+
+    def write_directory_times(self) -> None:
+        """Write down the times of directories that no save took along, after `close`."""
         if not self._read_only:
             self._metadata.write_directory_times()
 

@@ -178,3 +178,29 @@ def test_every_image_whose_name_was_taken_is_back_when_the_new_one_was_not_saved
     for _ in range(2):
         assert [image.read_bytes() for image in images] == [b"first.jpg", b"second.jpg"]
         small_disk.remount()
+
+
+def test_times_of_directories_that_find_no_room_cost_nothing_else(small_disk: Mount) -> None:
+    """Names that come and go on a full disk change their directories: that at most is not saved."""
+    directories = [small_disk.mountpoint / str(number) for number in range(1000)]
+    for directory in directories:
+        directory.mkdir()
+    _write(small_disk.mountpoint / "image.jpg", b"saved")
+    small_disk.remount()
+    filler = fill(small_disk.store.parent)
+    with pytest.raises(OSError) as failure:
+        _make_directories(directories[0], 20_000)
+    assert failure.value.errno == errno.ENOSPC
+    for directory in directories:
+        descriptor = os.open(directory / "temporary", os.O_WRONLY | os.O_CREAT)
+        os.unlink(directory / "temporary")
+        os.close(descriptor)
+    fill(small_disk.store.parent)
+    small_disk.expect_log("the last changes of directories are not in their times")
+
+    ended = small_disk.run("umount", small_disk.mountpoint)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    filler.unlink()
+    small_disk.mount()
+    assert (small_disk.mountpoint / "image.jpg").read_bytes() == b"saved"
