@@ -239,12 +239,17 @@ def create_store(
     """Make a missing or empty directory a store.
 
     `make_secret` is given the new store's 16-byte id. The header comes when all else is there: a creation
-    that was interrupted leaves no store, and is refused like any other directory that is not empty.
+    that was interrupted leaves no store, and is refused like any other directory that is not empty. One that
+    fails before leaves the directory empty.
     Raises NotAStore where the directory holds something, StoreInUse while another process does the same,
     NoRights, OSError.
     """
     with _claimed_directory(path):
-        _fill(path, make_secret, padding, label, random, now_ns)
+        try:
+            _fill(path, make_secret, padding, label, random, now_ns)
+        except BaseException:
+            _take_back(path)
+            raise
 
 
 def _fill(
@@ -276,6 +281,25 @@ def _fill(
                 _replace(folder, place, content)
         folder.sync()
     sync_directory(os.path.dirname(os.path.abspath(path)))
+
+
+def _take_back(path: str) -> None:
+    """Remove what a creation made that failed; the directory was empty before. As far as the disk lets us.
+
+    Once there is a header, all else is there and synced: a store is never removed.
+    """
+    with suppress(OSError):
+        if is_store(path):
+            return
+        keys = _places(KEYS_FILE)
+        temporary = [name + ".new" for name in (*keys, *_places(HEADER_FILE))]
+        # SQLite has a journal until it keeps a log.
+        for name in (*INDEX_FILES, INDEX_FILE + "-journal", *keys, *temporary):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(path, name))
+        for name in ("objects", COPIES_FOLDER):
+            with suppress(FileNotFoundError):
+                os.rmdir(os.path.join(path, name))
 
 
 @contextmanager

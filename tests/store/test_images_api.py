@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import stat
@@ -536,6 +537,20 @@ def test_empty_directory_becomes_a_store(place):
     place.path.mkdir()
     with place.open() as images:
         images.save_image(PNG)
+
+
+def test_a_creation_that_fails_leaves_nothing(place):
+    """Where the disk fails, at whatever file, the directory is empty afterwards, and can become a store."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size_bytes in (0, 100, 512, 4096, 20_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
+        try:
+            with pytest.raises((CorruptStore, OSError)):
+                place.open()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert os.listdir(place.path) == []
+    place.open().close()
 
 
 def test_private_modes(place, images):
