@@ -55,8 +55,8 @@ def test_times_are_in_the_order_of_events(mounted: Mount) -> None:
 
 def test_a_header_that_takes_long_keeps_nobody_waiting(mounted: Mount) -> None:
     """While one program asks for a width, others have their requests answered; the width is then missing."""
-    slow = mounted.mountpoint / "slow.tif"
-    slow.write_bytes(pictures.slow_tiff())
+    slow = mounted.mountpoint / "slow.png"
+    slow.write_bytes(pictures.slow_png())
     told: list[int | None] = []
 
     def ask() -> None:
