@@ -11,6 +11,7 @@ waits for longer than an owner writes without looking. Rejected: a note that exp
 two machines differ, and a machine that was cut off for an hour has not given its images up.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -40,8 +41,8 @@ _SILENCE_S = 2.5 * HEARTBEAT_S
 # So long a network file system may believe what it knew of a file before another machine changed or removed
 # it (sshfs: 20 s).
 _CACHED_S = 30.0
-# Of the last owner stays a file with this name and its identity. No machine can have an outdated view of a
-# name that it has never seen, as it may of a file's content.
+# Of the last owner stays an empty file with this name and its identity. No machine can have an outdated view
+# of a name that it has never seen, as it may of a file's content.
 _WAS = "owner-was-"
 _POLL_S = 0.5
 # Always as long: a network file system may believe for a while that the file is as long as it was.
@@ -240,14 +241,16 @@ def tell_alive(store: Folder, note: OwnerNote) -> None:
 
 
 def give_up(store: Folder, note: OwnerNote) -> None:
-    """Remove the note, if it is still ours; what stays tells who was the last owner. Raises OSError."""
+    """Remove the note, if it is still ours; an empty file tells who was the last owner. Raises OSError."""
     if not _is_ours(store, note):
         return
     was = _WAS + note.identity
-    store.rename(OWNER_FILE, was)
+    with contextlib.suppress(FileExistsError):
+        os.close(store.create(was))
     for name in store.names():
         if name.startswith(_WAS) and name != was:
             store.unlink_if_there(name)
+    store.unlink_if_there(OWNER_FILE)
 
 
 def is_about_owners(name: str) -> bool:

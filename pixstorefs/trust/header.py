@@ -20,6 +20,7 @@ from pixstorefs.disk.file_lock import FileLock
 from pixstorefs.disk.files import sync_directory
 from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.lock_file import LOCK_FILE, Ownership, is_owned
+from pixstorefs.disk.owner_note import OWNER_FILE, is_about_owners
 from pixstorefs.errors import CorruptStore, NewerFormat, NoRights, NotAStore, StoreInUse
 from pixstorefs.index.rows import ROOT_INO, Index
 from pixstorefs.keys import keyring
@@ -248,7 +249,8 @@ def create_store(
         try:
             _fill(path, make_secret, padding, label, random, now_ns)
         except BaseException:
-            _take_back(path)
+            with suppress(OSError), _opened(path) as folder:
+                _forget_owner(folder)
             raise
 
 
@@ -271,7 +273,7 @@ def _fill(
     }
     raw = json.dumps(header, indent=1).encode() + b"\n"
     master_key, slots = keyring.create(make_secret(store_id), raw, label=label, random=random)
-    with _opened(path) as folder, _owned(folder):
+    with _opened(path) as folder, _owned(folder), _taken_back_on_error(path):
         os.mkdir(os.path.join(path, "objects"), 0o700)
         index_key = keyring.derive(master_key, store_id, INDEX_PURPOSE)
         Index.create(os.path.join(path, INDEX_FILE), index_key, store_id, root_inode(now_ns()))
@@ -283,23 +285,30 @@ def _fill(
     sync_directory(os.path.dirname(os.path.abspath(path)))
 
 
-def _take_back(path: str) -> None:
-    """Remove what a creation made that failed; the directory was empty before. As far as the disk lets us.
+@contextmanager
+def _taken_back_on_error(path: str) -> Iterator[None]:
+    """Remove what a creation made that failed, in a directory that was empty before and that we own."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            _take_back(path)
+        raise
 
-    Once there is a header, all else is there and synced: a store is never removed.
-    """
-    with suppress(OSError):
-        if is_store(path):
-            return
-        keys = _places(KEYS_FILE)
-        temporary = [name + ".new" for name in (*keys, *_places(HEADER_FILE))]
-        # SQLite has a journal until it keeps a log.
-        for name in (*INDEX_FILES, INDEX_FILE + "-journal", *keys, *temporary):
-            with suppress(FileNotFoundError):
-                os.unlink(os.path.join(path, name))
-        for name in ("objects", COPIES_FOLDER):
-            with suppress(FileNotFoundError):
-                os.rmdir(os.path.join(path, name))
+
+def _take_back(path: str) -> None:
+    """As far as the disk lets us. Once there is a header, all else is there and synced: it stays."""
+    if is_store(path):
+        return
+    keys = _places(KEYS_FILE)
+    temporary = [name + ".new" for name in (*keys, *_places(HEADER_FILE))]
+    # SQLite has a journal until it keeps a log.
+    for name in (*INDEX_FILES, INDEX_FILE + "-journal", *keys, *temporary):
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, name))
+    for name in ("objects", COPIES_FOLDER):
+        with suppress(FileNotFoundError):
+            os.rmdir(os.path.join(path, name))
 
 
 @contextmanager
@@ -310,11 +319,23 @@ def _owned(folder: Folder) -> Iterator[None]:
     """
     ownership = Ownership(folder, None)
     try:
-        if folder.names() != [LOCK_FILE]:
+        if not _holds_nothing(folder):
             raise _was_just_made(folder.path)
         yield
     finally:
         ownership.release()
+
+
+def _holds_nothing(folder: Folder) -> bool:
+    """Whether there is nothing in a folder but what owners leave, of a creation that failed."""
+    return all(name == LOCK_FILE or is_about_owners(name) for name in folder.names())
+
+
+def _forget_owner(folder: Folder) -> None:
+    """Remove what an owner leaves in a folder that holds nothing else, unless there is another owner."""
+    if _holds_nothing(folder) and not is_owned(folder) and folder.status(OWNER_FILE) is None:
+        for name in folder.names():
+            folder.unlink(name)
 
 
 def _was_just_made(path: str) -> StoreInUse:
@@ -340,14 +361,14 @@ def _claimed_directory(path: str) -> Iterator[None]:
     with _exclusive(path):
         if is_store(path):
             raise _was_just_made(path)
-        if os.listdir(path):
-            with _opened(path) as folder:
-                if is_owned(folder):
-                    raise _is_just_making(path)
-            raise NotAStore(
-                f"{path} is not a store and not empty: pixstorefs never turns somebody's files into a store. "
-                "Nothing was changed; choose an empty or new directory"
-            )
+        with _opened(path) as folder:
+            if is_owned(folder):
+                raise _is_just_making(path)
+            if not _holds_nothing(folder):
+                raise NotAStore(
+                    f"{path} is not a store and not empty: pixstorefs never turns somebody's files into a "
+                    "store. Nothing was changed; choose an empty or new directory"
+                )
         yield
 
 
