@@ -26,13 +26,17 @@ _MAKE = {
 
 
 class LoopDisk:
-    """A file system in a sparse file below `folder`, mounted at `path`."""
+    """A file system in a sparse file below `folder`, mounted at `path`.
 
-    def __init__(self, folder: Path, kind: str, size_mib: int) -> None:
+    In memory nobody waits for the machine's own disk, which shows nothing that this file system does not.
+    """
+
+    def __init__(self, folder: Path, kind: str, size_mib: int, *, memory: bool = True) -> None:
         self.path = folder / f"disk-{kind}"
-        self._image = folder / f"{kind}.image"
+        self._folder = folder
         self._kind = kind
         self._size_mib = size_mib
+        self._memory = memory
 
     @contextlib.contextmanager
     def mounted(self, mount: Mount | None = None) -> Iterator["LoopDisk"]:
@@ -43,16 +47,20 @@ class LoopDisk:
         if os.geteuid() != 0:
             cannot_run("a file system of the test's own needs root")
         self.path.mkdir()
-        with open(self._image, "wb") as file:
-            file.truncate(self._size_mib << 20)
-        self._prepare(*_MAKE[self._kind], self._image)
-        self._prepare("mount", "-o", "loop", self._image, self.path)
-        try:
-            yield self
-        finally:
-            if mount is not None:
-                mount.close()
-            self._unmount()
+        # tmpfs needs some room beside the file itself.
+        memory = in_memory(self._folder, self._size_mib + 16)
+        with memory if self._memory else contextlib.nullcontext(self._folder) as folder:
+            self._image = folder / f"{self._kind}.image"
+            with open(self._image, "wb") as file:
+                file.truncate(self._size_mib << 20)
+            self._prepare(*_MAKE[self._kind], self._image)
+            self._prepare("mount", "-o", "loop", self._image, self.path)
+            try:
+                yield self
+            finally:
+                if mount is not None:
+                    mount.close()
+                self._unmount()
 
     def with_quota(self, size_mib: int) -> Path:
         """A folder on a btrfs that takes so much and no more, although the disk has room."""

@@ -9,7 +9,9 @@ from support import Mount
 def test_all_of_the_file_system_under_load(unmounted: Mount) -> None:
     """Every stressor once, beside verified writes; memory and descriptors return, `check` is content."""
     require(*loading.PROGRAMS)
-    with LoopDisk(unmounted.directory, "ext4", loading.DISK_SIZE_MIB).mounted(unmounted) as disk:
+    with LoopDisk(unmounted.directory, "ext4", loading.DISK_SIZE_MIB, memory=False).mounted(
+        unmounted
+    ) as disk:
         unmounted.store = disk.path / "store"
         unmounted.mount()
         tally = loading.load(unmounted, 0, slice_s=1, stressors_at_once=12)

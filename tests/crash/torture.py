@@ -35,7 +35,7 @@ def cuts(kind: str) -> Callable[[int, int], Any]:
     """Power cuts of one file system under three writers."""
 
     def run(rounds: int, seed: int) -> Any:
-        with _mount() as mount, LoopDisk(mount.directory, kind, size_mib=512).mounted(mount) as disk:
+        with _mount() as mount, LoopDisk(mount.directory, kind, 512, memory=False).mounted(mount) as disk:
             return cutting.cut_repeatedly(mount, disk, rounds, seed)
 
     return run
@@ -43,7 +43,10 @@ def cuts(kind: str) -> Callable[[int, int], Any]:
 
 def full(rounds: int, seed: int) -> Any:
     """A small disk filled by four writers."""
-    with _mount() as mount, LoopDisk(mount.directory, "ext4", filling.DISK_SIZE_MIB).mounted(mount) as disk:
+    with (
+        _mount() as mount,
+        LoopDisk(mount.directory, "ext4", filling.DISK_SIZE_MIB, memory=False).mounted(mount) as disk,
+    ):
         mount.store = disk.path / "store"
         mount.mount()
         tally = filling.fill_repeatedly(mount, rounds)
@@ -55,7 +58,7 @@ def load(minutes: int) -> None:
     """stress-ng and fio, eight workers; prints what they did and the memory it took."""
     with (
         _mount() as mount,
-        LoopDisk(mount.directory, "ext4", loading.DISK_SIZE_MIB).mounted(mount) as disk,
+        LoopDisk(mount.directory, "ext4", loading.DISK_SIZE_MIB, memory=False).mounted(mount) as disk,
     ):
         mount.store = disk.path / "store"
         mount.mount()

@@ -9,6 +9,8 @@ import pytest
 from disks import LoopDisk, fill
 from support import Mount
 
+from pixstorefs.daemon import linux
+
 _QUOTA_MIB = 96
 # Btrfs takes no smaller disk; mkfs.ext4 gives disks below 512 MiB blocks of 1 KiB by itself.
 _SIZE_MIB = {"btrfs": 160, "ext4-1k": 64, "ext4": 64, "xfs": 320}
@@ -45,7 +47,7 @@ def _fill_to_the_last_byte(folder: Path) -> Path:
     # What the file system had not written yet may have taken less room in the end.
     for _ in range(3):
         filler = fill(folder)
-        os.sync()
+        linux.syncfs(str(folder))  # sync(2) would wait for the other disks of the machine, too
     return filler
 
 

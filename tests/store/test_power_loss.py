@@ -18,6 +18,7 @@ import pytest
 from stores import SEGMENT, Place, image, objects_of, replace_file, save_file, tree
 
 from pixstorefs.api import ImageStore
+from pixstorefs.daemon import linux
 from pixstorefs.disk.folder import Folder
 from pixstorefs.errors import PixstoreError
 from pixstorefs.index import database as index_database
@@ -399,7 +400,7 @@ def test_disk_that_fails_to_sync(place, tmp_path, caplog, restart):
         images = place.open()
         durable = {images.save_image(image(300_000, seed)).id: image(300_000, seed) for seed in range(4)}
         images.sync()
-        os.sync()
+        linux.syncfs(str(disk.path))  # sync(2) would wait for the other disks of the machine, too
         disk.fail()
         updated = next(iter(durable))
         images.update_image(updated, image(6 << 20, "lost"))
