@@ -87,6 +87,18 @@ class Mount:
         """Run commands with limits of their own on how many files a process may have open."""
         self._prefix = [program("prlimit"), f"--nofile={soft}:{hard}"]
 
+    def with_code(self, code: str) -> None:
+        """Run commands in which this code has changed something before: a bug, a shorter wait."""
+        folder = self.directory / "changed"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(code)
+        self.env["PYTHONPATH"] = f"{folder}:{self.env['PYTHONPATH']}"
+
+    def with_setting(self, module: str, **constants: float) -> None:
+        """Run commands in which constants of a module are others, so that a test has less to wait for."""
+        settings = [f"module.{name} = {value!r}\n" for name, value in constants.items()]
+        self.with_code("".join((f"import pixstorefs.{module} as module\n", *settings)))
+
     def without_helper(self) -> None:
         """The same where, in a mount namespace of its own, fusermount3 is not installed. Needs root."""
         hide = "mount --bind /dev/null {0}"

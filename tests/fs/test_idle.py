@@ -83,6 +83,7 @@ def copy_of_all_mounts(script: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_ends_although_an_unused_copy_of_the_mount_lives_on(unmounted: Mount) -> None:
     """Whoever makes a mount namespace, a container for one, takes a copy of every mount into it."""
+    unmounted.with_setting("daemon.idle", _LOOP_END_TIMEOUT_S=0.5)
     unmounted.mount("--idle-unmount", "2s")
     pid = unmounted.pid
     with copy_of_all_mounts("echo; read -r _"):
@@ -92,6 +93,7 @@ def test_ends_although_an_unused_copy_of_the_mount_lives_on(unmounted: Mount) ->
 
 def test_what_is_open_in_a_container_keeps_it(unmounted: Mount) -> None:
     """A program in another mount namespace writes on, long after the time: nothing of it is lost."""
+    unmounted.with_setting("daemon.idle", _LOOP_END_TIMEOUT_S=0.5)
     unmounted.mount("--idle-unmount", "1s")
     pid = unmounted.pid
     path = unmounted.mountpoint / "a.jpg"
@@ -99,7 +101,7 @@ def test_what_is_open_in_a_container_keeps_it(unmounted: Mount) -> None:
     with copy_of_all_mounts(script) as elsewhere:
         assert elsewhere.stdin is not None
         assert elsewhere.stdout is not None
-        time.sleep(8)  # the time, what the loop is given to end, and the time again
+        time.sleep(3.5)  # the time, what the loop is given to end, and the time again
         elsewhere.stdin.write(b"\n")
         elsewhere.stdin.flush()
         assert elsewhere.stdout.readline() == b"done\n"
@@ -110,6 +112,7 @@ def test_what_is_open_in_a_container_keeps_it(unmounted: Mount) -> None:
 
 def test_what_a_container_has_written_is_saved_when_the_daemon_is_asked_to_end(unmounted: Mount) -> None:
     """Also what the kernel still caches of a file that is open there."""
+    unmounted.with_setting("daemon.serve", _LOOP_END_TIMEOUT_S=0.5)
     unmounted.mount()
     path = unmounted.mountpoint / "a.jpg"
     with copy_of_all_mounts(f'exec 3>"{path}"; echo written >&3; echo; read -r _'):
@@ -120,6 +123,11 @@ def test_what_a_container_has_written_is_saved_when_the_daemon_is_asked_to_end(u
 
 def test_umount_tells_who_else_has_the_mount(unmounted: Mount) -> None:
     """It does not wait for a process that serves a container, and so does the next mount: both name it."""
+    unmounted.with_code(
+        "import pixstorefs.cli.umount, pixstorefs.daemon.serve\n"
+        "pixstorefs.cli.umount._COPY_TIMEOUT_S = 0.5\n"
+        "pixstorefs.daemon.serve._PREDECESSOR_TIMEOUT_S = 0.5\n"
+    )
     unmounted.mount()
     pid = unmounted.pid
     with copy_of_all_mounts("echo; read -r _") as elsewhere:
@@ -139,6 +147,7 @@ def test_umount_tells_of_a_bind_mount(unmounted: Mount) -> None:
     """A bind mount is served on, and what was written through it is there afterwards."""
     if os.geteuid() != 0:
         cannot_run("only root can make a bind mount")
+    unmounted.with_setting("cli.umount", _COPY_TIMEOUT_S=0.5)
     unmounted.mount()
     pid, copy = unmounted.pid, unmounted.directory / "copy"
     copy.mkdir()

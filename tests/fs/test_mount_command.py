@@ -345,19 +345,18 @@ class TestSystem:
         assert_refused(unmounted.run("mount", unmounted.store), 2, "MOUNTPOINT")
 
     def test_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(self, unmounted: Mount) -> None:
-        env = with_bug(
-            unmounted,
+        unmounted.with_code(
             "import pixstorefs.daemon.mounts as mounts\n"
             "def find(path): raise ZeroDivisionError('a bug')\n"
-            "mounts.find = find\n",
+            "mounts.find = find\n"
         )
-        result = unmounted.run("umount", unmounted.mountpoint, env=env)
+        result = unmounted.run("umount", unmounted.mountpoint)
         [log] = unmounted.log_paths
         assert_refused(result, 70, "ZeroDivisionError", "a bug", log)
         assert "Traceback" in log.read_text()
         assert len(log.read_text().splitlines()) == 1
         unmounted.expect_log("ZeroDivisionError")
-        assert "Traceback" in unmounted.run("--debug", "umount", unmounted.mountpoint, env=env).stderr
+        assert "Traceback" in unmounted.run("--debug", "umount", unmounted.mountpoint).stderr
 
 
 class TestOptions:
@@ -474,6 +473,7 @@ class TestEnd:
         mounted.unmount()
 
     def test_lazy_umount_of_a_busy_mount_keeps_what_is_open(self, mounted: Mount) -> None:
+        mounted.with_setting("cli.umount", _LAZY_END_TIMEOUT_S=0.5)
         pid = mounted.pid
         with open(mounted.mountpoint / "a.jpg", "wb") as file:
             result = mounted.run("umount", "--lazy", mounted.mountpoint)
@@ -489,15 +489,16 @@ class TestEnd:
     ) -> None:
         meeting = unmounted.directory / "meeting"
         os.mkfifo(meeting)
-        unmounted.env |= with_bug(
-            unmounted,
+        unmounted.with_code(
+            "import pixstorefs.cli.umount\n"
+            "pixstorefs.cli.umount._LAZY_END_TIMEOUT_S = 0.5\n"
             "from pixstorefs.fuse.operations import Operations\n"
             "release = Operations.release\n"
             "async def late(self, handle):\n"
             "    await release(self, handle)\n"
             f"    open({os.fspath(meeting)!r}, 'wb').close()\n"
             f"    open({os.fspath(meeting)!r}, 'rb').close()\n"
-            "Operations.release = late\n",
+            "Operations.release = late\n"
         )
         unmounted.mount()
         pid = unmounted.pid
@@ -556,11 +557,10 @@ class TestEnd:
 
     def test_a_bug_in_the_loop_saves_drafts_and_leaves_the_mount_dead(self, unmounted: Mount) -> None:
         healthy = dict(unmounted.env)
-        unmounted.env |= with_bug(
-            unmounted,
+        unmounted.with_code(
             "from pixstorefs.fuse.operations import Operations\n"
             "async def statfs(self, ctx): raise ZeroDivisionError('a bug')\n"
-            "Operations.statfs = statfs\n",
+            "Operations.statfs = statfs\n"
         )
         unmounted.mount()
         pid = unmounted.pid
@@ -719,14 +719,6 @@ def in_foreground(mount: Mount) -> subprocess.Popen[str]:
         assert time.monotonic() < deadline, "nothing was mounted"
         time.sleep(0.01)
     return process
-
-
-def with_bug(mount: Mount, code: str) -> dict[str, str]:
-    """The environment of a command in which this code has put a bug."""
-    folder = mount.directory / "bug"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(code)
-    return {"PYTHONPATH": f"{folder}:{mount.env['PYTHONPATH']}"}
 
 
 def json_or_none(path: Path) -> object:
