@@ -25,7 +25,7 @@ from typing import Any
 from disks import LoopDisk
 from scenarios import KEYS, SCENARIOS, KeyStep, Scenario, Step, Tree, describe, named, prepare, settings
 from snapshot_case import SnapshotCase
-from stores import Place, image, objects_of
+from stores import SMALL_JOURNAL_SIZE_BYTES, Place, image, objects_of
 
 from pixstorefs.check.check import Check, Progress
 from pixstorefs.check.view import StoreView
@@ -33,6 +33,7 @@ from pixstorefs.errors import PixstoreError, WrongKey
 from pixstorefs.index.findings import Reaction
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import secret_from_keyfile
+from pixstorefs.objects import journal
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.store.store import Store
 from pixstorefs.trust.header import create_store, differing_copies, is_store, keys_json, read_header
@@ -510,6 +511,7 @@ def main() -> int:
             environment = os.environ | {_SHIM: library, "LD_PRELOAD": library}
             return subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode
     logging.disable()  # every fault is complained of, as it should be
+    journal.JOURNAL_SIZE_BYTES = SMALL_JOURNAL_SIZE_BYTES  # every run begins with a copy of the store
     scenarios = [named(name) for name in asked.scenario] if asked.scenario else list(SCENARIOS)
     if asked.trace:
         for scenario in scenarios:

@@ -4,9 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stores import Place
+from stores import SMALL_JOURNAL_SIZE_BYTES, Place
 
 from pixstorefs.api import ImageStore
+from pixstorefs.objects import journal
+
+
+@pytest.fixture(autouse=True)
+def _small_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New stores get a small journal. That of the usual size is tested in tests/unit."""
+    monkeypatch.setattr(journal, "JOURNAL_SIZE_BYTES", SMALL_JOURNAL_SIZE_BYTES)
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from pixstorefs.store.tree import NewName
 SEGMENT = SEGMENT_SIZE_BYTES
 SEALED = SEGMENT + 16
 HEADER = 16
+# Eight times less to write for each of many hundred stores; the longest object fits in.
+SMALL_JOURNAL_SIZE_BYTES = 2 << 20
 
 
 def image(size_bytes: int, seed: object = 0) -> bytes:
