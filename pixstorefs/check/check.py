@@ -25,6 +25,7 @@ from pixstorefs.index.walk import StoredImage
 from pixstorefs.objects.directory import OBJECTS_PER_FOLDER, ObjectDirectory
 from pixstorefs.objects.reader import reader_of
 from pixstorefs.records import Version
+from pixstorefs.trust.aside import number_of_owners_aside
 from pixstorefs.trust.header import COPIES_FOLDER, LOST_FOUND, differing_copies
 from pixstorefs.trust.snapshot_record import is_unfinished
 
@@ -100,6 +101,13 @@ class Check:
                 Reaction.NOTE,
                 "a snapshot into this directory was interrupted: it shows what the one before did, and "
                 "pixstorefs snapshot completes it",
+            )
+        if kept := number_of_owners_aside(self._view.folder):
+            yield Finding(
+                "owner-aside",
+                Reaction.RESTORE,
+                f"{kept} times an owner on another machine lost the store. What it had saved last is in "
+                f"{LOST_FOUND} in the store's own folder: pixstorefs check --repair brings it back",
             )
         for name in differing_copies(self._view.folder):
             yield Finding(

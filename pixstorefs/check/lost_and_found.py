@@ -3,12 +3,14 @@
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from pixstorefs.errors import InvalidInput
 from pixstorefs.index import repairs
 from pixstorefs.index.paths import path_of
 from pixstorefs.index.rows import ROOT_INO
+from pixstorefs.objects.sealing import Buffer
 from pixstorefs.records import Entry, Inode
 from pixstorefs.store.draft import Draft
 from pixstorefs.store.store import Store
@@ -62,19 +64,33 @@ class LostAndFound:
         """Save what was done as a file here, encrypted like every other: it holds names."""
         now_ns = self._now_ns()
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_ns // 10**9))
+        text = "".join(f"{line}\n" for line in self._done).encode("utf-8", "backslashreplace")
+        mode = stat.S_IFREG | 0o600
+        inode = Inode(0, mode, os.getuid(), os.getgid(), 1, 0, 0, 0, now_ns, now_ns, now_ns)
+        self._save(f"report-{stamp}.txt".encode(), inode, [(0, text)])
+
+    def save(self, name: bytes, like: Inode, chunks: Iterable[tuple[int, Buffer]]) -> None:
+        """Save content as a new file here, with mode, owner and times of an inode that is lost."""
+        new_name = self._save(_label(like) + b"-" + name, like, chunks)
+        self._done.append(f"an image that an owner saved when it lost the store is {_shown(new_name)}")
+
+    def _save(self, wanted: bytes, like: Inode, chunks: Iterable[tuple[int, Buffer]]) -> bytes:
+        """Save a new file. `chunks`: each with its offset in bytes. Returns its name."""
+        now_ns = self._now_ns()
         directory = self._directory()
-        name = self._free_name(directory, f"report-{stamp}.txt".encode())
+        name = self._free_name(directory, wanted)
         ino = self._store.numbers.ino()
         image_id = self._store.allocator.new_image_id(ino)
-        mode = stat.S_IFREG | 0o600
-        inode = Inode(ino, mode, os.getuid(), os.getgid(), 1, 0, 0, 0, now_ns, now_ns, now_ns, image_id)
+        inode = replace(like, ino=ino, image_id=image_id, version_id=None, nlink=1, ctime_ns=now_ns)
         draft = Draft(self._store.allocator, image_id)
         try:
-            draft.write(0, "".join(f"{line}\n" for line in self._done).encode("utf-8", "backslashreplace"))
+            for offset, chunk in chunks:
+                draft.write(offset, chunk)
             entry = Entry(self._store.numbers.cookie(), directory, name)
             self._store.save(inode, draft, draft.seal_at_once(), NewName(entry, {}, now_ns))
         finally:
             draft.close()
+        return name
 
     def _directory(self) -> int:
         found = self._index.lookup(ROOT_INO, LOST_FOUND.encode())

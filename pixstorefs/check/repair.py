@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 
 from pixstorefs.check.check import is_set_aside
 from pixstorefs.check.lost_and_found import LostAndFound, new_directory
+from pixstorefs.check.lost_owners import LostOwners
 from pixstorefs.check.restore import restore_index
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.lock_file import Ownership
@@ -103,6 +104,7 @@ class Repair:
         self._now_ns = now_ns
         self._done: list[str] = []
         self._lost_and_found = LostAndFound(store, self._done, now_ns)
+        self._lost_owners = LostOwners(store, self._lost_and_found, self._done)
 
     def run(self, findings: list[Finding], done_before: list[str]) -> list[str]:
         """Repair what a check of this store found, and write down in the tree what was done."""
@@ -117,6 +119,7 @@ class Repair:
             self._settle_versions()
             self._set_images_aside([found for found in findings if found.reaction is Reaction.RESTORE])
             self._mend_rows()
+            self._lost_owners.bring_back()
             self._move_strangers([found for found in findings if found.kind == "stray-object"])
             if self._done:
                 self._lost_and_found.write_report()

@@ -37,6 +37,18 @@ def take_copy(index_path: str, key: bytes, target: str, go_on: Callable[[], None
         sync_file(target)
 
 
+def copy_open(index: Index, key: bytes, target: str) -> None:
+    """Write what an open index sees to the new file `target`, synced.
+
+    For one that lost its place: by path another one would be copied. The store's lock is held meanwhile.
+    Raises CorruptStore, NoSpace, OSError.
+    """
+    with removed_on_error(target):
+        os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        _back_up(index.connection, target, key, lambda: None)
+        sync_file(target)
+
+
 def _back_up(source: apsw.Connection, target: str, key: bytes, go_on: Callable[[], None]) -> None:
     # The file is nobody's index yet: no journal beside it, and synced once when it is complete.
     with (

@@ -96,6 +96,11 @@ class Database:
         self._log_pages = pages
         return apsw.SQLITE_OK
 
+    @property
+    def connection(self) -> apsw.Connection:
+        """The connection, to copy what it sees: the files that are open, whatever has their names by now."""
+        return self._db
+
     def close(self) -> None:
         """Close without syncing anything."""
         if self._log_fd >= 0:
@@ -162,6 +167,11 @@ class Database:
     def pragma(self, name: str) -> object:
         """The value of a setting."""
         return self._db.pragma(name)
+
+    def size_bytes(self) -> int:
+        """How long a copy of it is."""
+        [(pages,)] = self.execute("PRAGMA page_count")
+        return int(pages) * PAGE_SIZE_BYTES
 
     # Durability
 

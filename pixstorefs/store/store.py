@@ -5,6 +5,8 @@ nothing. Content is sealed first and becomes an image by one transaction of the 
 leaves is an object that nobody knows, which recovery sweeps.
 """
 
+import contextlib
+import logging
 import os
 import time
 import weakref
@@ -14,7 +16,7 @@ from dataclasses import replace
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.lock_file import Ownership
 from pixstorefs.disk.reserve import Reserve
-from pixstorefs.errors import CorruptImage, CorruptStore, StoreInUse
+from pixstorefs.errors import CorruptImage, CorruptStore, PixstoreError, ReadOnlyStore, StoreInUse
 from pixstorefs.index import walk as index_walk
 from pixstorefs.index.database import LOG_HOLD_FILE, log_size_bytes
 from pixstorefs.index.rows import Index, State
@@ -31,17 +33,21 @@ from pixstorefs.store.numbers import Numbers
 from pixstorefs.store.recovery import orphans_of, put_back_journaled, recover
 from pixstorefs.store.transactions import Transactions
 from pixstorefs.store.tree import NewName, Tree
-from pixstorefs.trust.aside import keep_index
+from pixstorefs.trust.aside import keep_index, keep_owned, number_of_owners_aside
 from pixstorefs.trust.barrier_record import BarrierRecord, clean_claim
 from pixstorefs.trust.copies import Copies, Schedule
 from pixstorefs.trust.fence import end_fence, fence_if_due
 from pixstorefs.trust.header import INDEX_FILE, require_index
 from pixstorefs.trust.proof import Proof, prove, require, witnesses
 
+log = logging.getLogger(__name__)
+
 # How long a close waits for another process that copies the index, to leave an empty log behind; and a
 # recovery, which cannot do without.
 _READER_AT_CLOSE_WAIT_S = 2.0
 _READER_AT_RECOVERY_WAIT_S = 60.0
+
+_BRING_BACK = "pixstorefs check --repair brings it back"
 
 
 class Store:
@@ -69,6 +75,7 @@ class Store:
         self.path = path
         self._index_key = index_key
         self._closed = False
+        self._kept = False
         self.forked = False  # since it was opened
         self._pid = os.getpid()
         self._ownership = ownership
@@ -118,6 +125,7 @@ class Store:
                     self._begin()
                 if broke_lock:
                     end_fence(self.folder)
+                self._tell_what_was_kept()
             except BaseException:
                 self._reserve.close()
                 self.index.close()
@@ -211,7 +219,7 @@ class Store:
             self._journal,
             self._record,
             self._follow,
-            self._require_owner,
+            self._require_owner_or_keep,
         )
         self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
@@ -219,6 +227,40 @@ class Store:
     def _require_owner(self) -> None:
         if self._ownership:
             self._ownership.require()
+
+    def _look_for_owner(self) -> None:
+        with contextlib.suppress(ReadOnlyStore):
+            if self._ownership:
+                self._ownership.require(now=True)
+        self._require_owner_or_keep()
+
+    def _require_owner_or_keep(self) -> None:
+        """If another owner took the store: keep what no barrier covers, and raise ReadOnlyStore."""
+        try:
+            self._require_owner()
+        except ReadOnlyStore:
+            with self.lock:
+                self._keep_what_was_saved()
+            raise
+
+    def _keep_what_was_saved(self) -> None:
+        if self._kept or self.numbers.last_token <= self._ledger.state.durable_token:
+            return
+        self._kept = True
+        try:
+            place = keep_owned(self.folder, self.index, self._index_key, time.time_ns())
+        except (PixstoreError, OSError) as error:
+            log.critical("what was saved last could not be set aside: %s", error)
+        else:
+            log.critical("what was saved last is set aside in %s: %s", place, _BRING_BACK)
+
+    def _tell_what_was_kept(self) -> None:
+        kept = number_of_owners_aside(self.folder)
+        if kept:
+            self.report.append(
+                f"{kept} times an owner lost the store, and what it had saved last is set aside: "
+                f"{_BRING_BACK}"
+            )
 
     def _follow_if_ours(self) -> bool:
         self._require_owner()
@@ -291,7 +333,7 @@ class Store:
             if self._ownership:
                 self._copies.stop()
                 self._barrier.stop()
-                self._ownership.require(now=True)
+                self._look_for_owner()
                 self._barrier.end()
                 self._ledger.end()
                 self.index.sync_log()
@@ -393,6 +435,10 @@ class Store:
         version = self.version(inode)
         assert inode.image_id is not None
         return reader_of(self._objects, version, inode.image_id)
+
+    def index_aside(self, path: str) -> Index:
+        """Open an index of this store that was set aside, for reading. Raises CorruptStore, OSError."""
+        return Index(path, self._index_key, self.index.store_id, read_only=True)
 
     def read_ahead(self, version_ids: Iterable[int], limit_bytes: int) -> None:
         """Have the disk read the front of some objects, where there are any. From any thread; never fails."""

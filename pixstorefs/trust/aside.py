@@ -1,7 +1,9 @@
 """`lost+found` in the folder of a store: where things go that nobody knows, but that a key may still open.
 
 Objects that no row knows go to `lost+found/objects/`; an index and its log to `lost+found/index-<time>/`,
-with the copies that there were. Nothing here is ever removed: that is for a person to decide.
+with the copies that there were. The index of an owner that lost the store goes to `lost+found/owner-<time>/`,
+until a repair has brought back what only that one knows. Nothing here is ever removed: that is for a person
+to decide.
 """
 
 import os
@@ -9,10 +11,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 
-from pixstorefs.disk.folder import Folder
+from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.temporary import private_folder
-from pixstorefs.index.copy import take_copy
+from pixstorefs.index.copy import copy_open, take_copy
 from pixstorefs.index.database import log_size_bytes
+from pixstorefs.index.rows import Index
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.transfer import copy_file
 from pixstorefs.trust.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOST_FOUND
@@ -20,6 +23,7 @@ from pixstorefs.trust.header import COPIES_FOLDER, COPY_NAMES, INDEX_FILE, LOST_
 _LOG_FILE = INDEX_FILE + "-wal"
 _OBJECTS = "objects"
 _INDEX_PREFIX = "index-"
+_OWNER_PREFIX = "owner-"
 
 
 @contextmanager
@@ -67,6 +71,62 @@ def keep_index(store: Folder, index_path: str, key: bytes, now_ns: int) -> str:
         return folder.path
 
 
+def keep_owned(store: Folder, index: Index, key: bytes, now_ns: int) -> str:
+    """Keep the index of an owner that lost the store, as it sees it, durably; returns the folder it is in.
+
+    Its objects are in the store: nobody hands out their numbers again, and nobody removes what no row knows
+    while such an owner may live. The store's lock is held. Raises CorruptStore, NoSpace, OSError, OddFile.
+    """
+    with (
+        private_folder(index.size_bytes(), "a copy of the index that is set aside") as private,
+        closing(Folder.at(private)) as made,
+        closing(_new_folder(store, f"{_OWNER_PREFIX}{_stamp(now_ns)}")) as folder,
+    ):
+        copy_open(index, key, os.path.join(private, INDEX_FILE))
+        copy_file(made, INDEX_FILE, folder, INDEX_FILE)
+        folder.sync()
+        return folder.path
+
+
+def owners_aside(store: Folder) -> list[Folder]:
+    """The folders with an index of an owner that lost the store, oldest first. Raises OSError, OddFile."""
+    with suppress(FileNotFoundError), closing(store.folder(LOST_FOUND)) as above:
+        return [above.folder(name) for name in sorted(above.names()) if name.startswith(_OWNER_PREFIX)]
+    return []
+
+
+def number_of_owners_aside(store: Folder) -> int:
+    """How many there are; none where something else lies in the place of the folders."""
+    try:
+        kept = owners_aside(store)
+    except (OSError, OddFile):
+        return 0
+    for folder in kept:
+        folder.close()
+    return len(kept)
+
+
+def note_brought_back(store: Folder, owner: Folder) -> None:
+    """Give the folder of an owner whose images were brought back another name. Raises OSError."""
+    with closing(store.folder(LOST_FOUND)) as above:
+        name = os.path.basename(owner.path)
+        above.rename(name, _free(above, _INDEX_PREFIX + name.removeprefix(_OWNER_PREFIX)))
+        above.sync()
+
+
+def take_back_object(store: Folder, objects: ObjectDirectory, version_id: int) -> None:
+    """Put an object that was set aside in its place again, if its place is free. Raises OSError, OddFile."""
+    if objects.exists(version_id):
+        return
+    with (
+        suppress(FileNotFoundError),
+        closing(store.folder(f"{LOST_FOUND}/{_OBJECTS}")) as aside,
+        closing(objects.folder_of(version_id, make=True)) as place,
+    ):
+        aside.rename(str(version_id), str(version_id), place)
+        place.sync()
+
+
 def keep_copies(store: Folder, target: Folder) -> None:
     """Keep the copies of the index that there are in `target`, too, durably. Raises OSError, OddFile.
 
@@ -89,12 +149,18 @@ def keep_copies(store: Folder, target: Folder) -> None:
 
 def new_index_folder(store: Folder, now_ns: int) -> Folder:
     """Make a folder for an index that is set aside. Raises OSError, OddFile."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_ns / 1e9))
+    return _new_folder(store, f"{_INDEX_PREFIX}{_stamp(now_ns)}")
+
+
+def _new_folder(store: Folder, wanted: str) -> Folder:
     with closing(_lost_found(store)) as above:
-        name = _free(above, f"{_INDEX_PREFIX}{stamp}")
-        folder = above.made_folder(name)
+        folder = above.made_folder(_free(above, wanted))
         above.sync()
         return folder
+
+
+def _stamp(now_ns: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_ns / 1e9))
 
 
 def newest_index_folder(store: Folder) -> Folder | None:

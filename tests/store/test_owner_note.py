@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stores import Place, check_store, digests, image, save_file, tree
+from stores import Place, check_store, content_of, digests, image, save_file, tree
 
+from pixstorefs.check.repair import Repair, prepare
 from pixstorefs.disk import owner_note
 from pixstorefs.disk.folder import Folder
 from pixstorefs.disk.lock_file import Ownership
@@ -20,6 +21,7 @@ from pixstorefs.disk.owner_note import OwnerNote
 from pixstorefs.errors import ReadOnlyStore, StoreInUse
 from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import secret_from_keyfile
+from pixstorefs.store import barrier
 from pixstorefs.store.opening import open_unlocked
 from pixstorefs.trust import fence
 
@@ -288,3 +290,50 @@ def test_a_breaking_that_was_interrupted_goes_on(place: Place, monkeypatch: pyte
     open_unlocked(str(place.path), secret).close()
     assert (place.path / "index.db").stat().st_ino != before
     assert not (place.path / "fence").exists()
+
+
+@pytest.mark.usefixtures("network", "pauses")
+def test_what_a_lost_owner_had_saved_is_brought_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What went to files that are gone is set aside with its keys, told, and saved anew by a repair."""
+    monkeypatch.setattr(barrier, "INTERVAL_S", 3600.0)
+    place.open().close()
+    store = place.open_store()
+    save_file(store, "durable", lambda draft: draft.write(0, image(1000)))
+    store.sync()
+    # Another machine breaks the lock: the fence, and its note.
+    for name in ("index.db", "index.db-wal", "barrier", "journal"):
+        shutil.copy(place.path / name, place.path / f"{name}.new")
+        (place.path / f"{name}.new").rename(place.path / name)
+    note = Path(place.path, "owner")
+    ours = OwnerNote.from_json(note.read_bytes())
+    save_file(store, "late", lambda draft: draft.write(0, image(300_000, "late")))
+    note.write_bytes(replace(ours, token="f" * 32, machine="").to_json())
+    with pytest.raises(ReadOnlyStore, match="taken over"):
+        store.close()
+    note.unlink()
+    (place.path / "fence").touch()
+
+    secret = secret_from_keyfile(place.keyfile)
+    with closing(place.open_store()) as other:
+        assert set(tree(other)) == {"durable"}
+        assert any("check --repair brings it back" in line for line in other.report)
+        save_file(other, "later", lambda draft: draft.write(0, image(500)))
+    found = check_store(place, place.path)
+    assert "owner-aside" in {finding.kind for finding in found}
+    done = prepare(str(place.path), secret)
+    with closing(place.open_store()) as other:
+        done = Repair(other).run(found, done)
+        assert any("that an owner saved when it lost the store is lost+found/" in line for line in done)
+        assert set(tree(other)) == {"durable", "later"}
+        lost_and_found = other.index.lookup(ROOT_INO, b"lost+found")
+        assert lost_and_found is not None
+        [late] = [
+            inode
+            for _, name, inode in other.tree.entries(lost_and_found.ino, 0, 100)
+            if name.endswith(b"-late")
+        ]
+        assert content_of(other, late) == image(300_000, "late")
+    assert check_store(place, place.path) == []
+    # Nothing is brought back twice.
+    with closing(place.open_store()) as other:
+        assert Repair(other).run([], []) == []
