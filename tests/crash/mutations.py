@@ -29,6 +29,7 @@ class Mutation:
 _POWER = ("tests/crash/test_faults.py", "tests/crash/test_durable_close.py", "tests/crash/test_cut.py")
 _RECOVERY = ("tests/store/test_recovery.py", "tests/store/test_power_loss.py", "tests/crash/test_faults.py")
 _OUTDATED = ("tests/fs/test_outdated_index.py",)
+_OWNERS = ("tests/store/test_owner_note.py",)
 _ROUNDS = ("tests/crash/test_damage_rounds.py",)
 
 MUTATIONS = (
@@ -250,8 +251,8 @@ MUTATIONS = (
     Mutation(
         "an old index is believed",
         "pixstorefs/trust/proof.py",
-        "    return Proof(doubt, found.claim.token if found.claim else None, unread)\n",
-        "    return Proof(None, found.claim.token if found.claim else None, 0)\n",
+        "    return Proof(doubt, found.claim.token if found.claim else None, unread, owner_may_live)\n",
+        "    return Proof(None, found.claim.token if found.claim else None, 0, owner_may_live)\n",
         _ROUNDS,
     ),
     Mutation(
@@ -332,6 +333,48 @@ MUTATIONS = (
         "        self._record.write(claim)\n"
         "        self._threads.run([*self._objects.syncs(objects), self._sync_log])\n",
         ("tests/crash/test_faults.py",),
+    ),
+    Mutation(
+        "an owner on another machine counts for nothing",
+        "pixstorefs/disk/owner_note.py",
+        "            if not break_lock:\n",
+        "            if False:\n",
+        _OWNERS,
+    ),
+    Mutation(
+        "an owner that lost the store writes on",
+        "pixstorefs/store/transactions.py",
+        "            self._require_owner()\n",
+        "            pass\n",
+        _OWNERS,
+    ),
+    Mutation(
+        "an owner that lost the store ends it cleanly",
+        "pixstorefs/store/store.py",
+        "                self._look_for_owner()\n",
+        "",
+        _OWNERS,
+    ),
+    Mutation(
+        "a lost owner's writes reach the files of the next one",
+        "pixstorefs/trust/fence.py",
+        "            store.rename(name + _COPY_SUFFIX, name)\n",
+        "            store.unlink(name + _COPY_SUFFIX)\n",
+        _OWNERS,
+    ),
+    Mutation(
+        "what a lost owner had saved is dropped",
+        "pixstorefs/store/store.py",
+        "                self._keep_what_was_saved()\n",
+        "                pass\n",
+        _OWNERS,
+    ),
+    Mutation(
+        "what another mount wrote is not waited for",
+        "pixstorefs/disk/owner_note.py",
+        "    if before - {note.identity} and not flock_is_true(store):\n",
+        "    if False:\n",
+        _OWNERS,
     ),
 )
 
