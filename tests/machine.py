@@ -1,7 +1,7 @@
 """A machine of one's own for what is installed system-wide: mount(8), fstab, other users.
 
 It is this machine with a private mount namespace, in which /etc, /root, /sbin and /usr/local may be changed
-without a trace, and /mnt holds nothing but the home of `anna`, a user. Needs root.
+without a trace, and /mnt holds nothing but the homes of `anna` and `berta`, two users. Needs root.
 """
 
 import os
@@ -19,6 +19,8 @@ from pixstorefs.daemon import mounts
 
 CHECKOUT = Path(__file__).parent.parent
 ANNA = 4321  # her user and group number
+BERTA = 4322
+_NUMBERS = {"anna": ANNA, "berta": BERTA}
 
 # What a process has that systemd starts at boot: no HOME, nothing of XDG.
 BOOT_ENVIRONMENT = {
@@ -37,14 +39,18 @@ for place in "$(readlink -f /sbin)" /usr/local /etc /root; do
   mkdir -p $above/upper $above/work
   mount -t overlay -o lowerdir=$place,upperdir=$above/upper,workdir=$above/work overlay $place
 done
-echo "anna:x:4321:4321::/mnt/anna:/bin/sh" >>/etc/passwd
-echo "anna:x:4321:" >>/etc/group
+for user in anna:4321 berta:4322; do
+  name=${user%:*} number=${user#*:}
+  echo "$name:x:$number:$number::/mnt/$name:/bin/sh" >>/etc/passwd
+  echo "$name:x:$number:" >>/etc/group
+  mkdir -m 700 /mnt/$name
+  chown $number:$number /mnt/$name
+done
 : >/etc/fstab
 chmod 711 /root # so that anna reaches a checkout below it
 # What root of this machine mounted for himself is not this one's.
 rm -rf /root/.local/share/pixstorefs/keyfiles /root/.local/state/pixstorefs
-mkdir -m 700 /mnt/anna /mnt/run
-chown 4321:4321 /mnt/anna
+mkdir -m 700 /mnt/run
 """
 
 
@@ -82,13 +88,16 @@ class Machine:
         self,
         *arguments: str | bytes | os.PathLike[str],
         anna: bool = False,
+        user: str | None = None,
         env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program in it, as root at boot or as anna; never raises for its exit status."""
-        environment = BOOT_ENVIRONMENT | ({"HOME": "/mnt/anna"} if anna else {}) | (env or {})
+        """Run a program in it, as root at boot or as a user; never raises for its exit status."""
+        user = "anna" if anna else user
+        environment = BOOT_ENVIRONMENT | ({"HOME": f"/mnt/{user}"} if user else {}) | (env or {})
         prefix = [program("nsenter"), f"--target={self._holder.pid}", "--mount", "--wd=/"]
-        if anna:
-            prefix += [program("setpriv"), f"--reuid={ANNA}", f"--regid={ANNA}", "--clear-groups"]
+        if user:
+            number = _NUMBERS[user]
+            prefix += [program("setpriv"), f"--reuid={number}", f"--regid={number}", "--clear-groups"]
             prefix += ["--inh-caps=-all"]
         return subprocess.run(
             [*prefix, *arguments],
@@ -101,9 +110,11 @@ class Machine:
             check=False,
         )
 
-    def ok(self, *arguments: str | bytes | os.PathLike[str], anna: bool = False) -> str:
+    def ok(
+        self, *arguments: str | bytes | os.PathLike[str], anna: bool = False, user: str | None = None
+    ) -> str:
         """Run a program that has to succeed; returns what it prints."""
-        result = self.run(*arguments, anna=anna)
+        result = self.run(*arguments, anna=anna, user=user)
         assert result.returncode == 0, result.stderr
         return result.stdout
 

@@ -132,6 +132,11 @@ def mount(
         busy_poll_s=asked.busy_poll_us / 1e6,
         # Without allow_other there is nobody but root in a mount of root's, who may do everything anyway.
         kernel_checks=asked.default_permissions or asked.allow_other or os.geteuid() != 0,
+        # Root may do everything anyway, and with allow_other the numbers tell several people apart.
+        mounter=None if asked.allow_other or user.may_do_everything() else (os.geteuid(), os.getegid()),
+        uid=asked.uid,
+        gid=asked.gid,
+        umask=asked.umask,
         break_lock=break_lock,
         flags=asked.flags,
     )

@@ -1,5 +1,7 @@
 """The options of mount(8) and fstab, `-o opt,opt...`: understood, harmlessly ignored, or refused."""
 
+import grp
+import pwd
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,6 +37,11 @@ _IGNORED_WITH_VALUE = frozenset(("comment", "user"))
 DEFAULT_BUSY_POLL_US = 100
 MOST_BUSY_POLL_US = 10_000
 
+_UMASK = re.compile("0?[0-7]{1,3}")
+_DECIMAL = re.compile("[0-9]+")
+# The one above it means "nobody in particular" to the kernel.
+_LARGEST_ID = (1 << 32) - 2
+
 # A value in double quotes may hold commas, as mount(8) has it.
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
@@ -53,6 +60,9 @@ class MountOptions:
     passphrase_file: str | None = None
     keyfile: str | None = None
     run_as: str | None = None
+    uid: int | None = None
+    gid: int | None = None
+    umask: int | None = None
     remount: bool = False
 
 
@@ -108,6 +118,12 @@ def _take_value(result: MountOptions, name: str, value: str) -> bool:
         result.keyfile = value
     elif name == "setuid":  # so called by mount.fuse3, which takes it away before it calls us
         result.run_as = value
+    elif name in ("uid", "gid"):
+        setattr(result, name, _number_of(name, value))
+    elif name == "umask":
+        if not _UMASK.fullmatch(value):
+            raise click.BadParameter("umask: three octal digits, as 027", param_hint="-o")
+        result.umask = int(value, 8)
     elif name == "busy_poll":
         if not (value.isdecimal() and int(value) <= MOST_BUSY_POLL_US):
             raise click.BadParameter(f"busy_poll: 0 to {MOST_BUSY_POLL_US} microseconds", param_hint="-o")
@@ -120,6 +136,19 @@ def _take_value(result: MountOptions, name: str, value: str) -> bool:
     else:
         return False
     return True
+
+
+def _number_of(option: str, value: str) -> int:
+    """The number of a user (`uid`) or group (`gid`), given as such or by name."""
+    try:
+        if not _DECIMAL.fullmatch(value):
+            return pwd.getpwnam(value).pw_uid if option == "uid" else grp.getgrnam(value).gr_gid
+    except KeyError:
+        kind = "user" if option == "uid" else "group"
+        raise click.BadParameter(f"{option}: there is no {kind} {value!r}", param_hint="-o") from None
+    if int(value) > _LARGEST_ID:
+        raise click.BadParameter(f"{option}: 0 to {_LARGEST_ID}", param_hint="-o")
+    return int(value)
 
 
 def _is_harmless(option: str) -> bool:

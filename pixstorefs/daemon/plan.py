@@ -11,6 +11,8 @@ class MountPlan:
     `idle_unmount_s`: unmount after that long without use; 0 for never.
     `busy_poll_s`: how long the daemon polls for the next request before it sleeps; 0 for not at all.
     `kernel_checks`: the kernel enforces modes and access control lists. Without, nobody does.
+    `mounter`: user and group of who mounts, to be shown as the owner of the store; None for nobody.
+    `uid`, `gid`, `umask`: what every file is shown with, whatever is stored.
     `break_lock`: a person says that the owner of the store on another machine is gone.
     `flags` are mount options passed on to libfuse as they are (noexec, dev, ...).
     """
@@ -23,5 +25,9 @@ class MountPlan:
     idle_unmount_s: float = 0.0
     busy_poll_s: float = 0.0
     kernel_checks: bool = True
+    mounter: tuple[int, int] | None = None
+    uid: int | None = None
+    gid: int | None = None
+    umask: int | None = None
     break_lock: bool = False
     flags: frozenset[str] = frozenset()

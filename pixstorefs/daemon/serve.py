@@ -9,6 +9,7 @@ import errno
 import gc
 import logging
 import os
+import shlex
 
 import pyfuse3
 import trio
@@ -19,10 +20,13 @@ from pixstorefs.daemon.idle import IdleWatch
 from pixstorefs.daemon.plan import MountPlan
 from pixstorefs.daemon.process import EXIT_UNEXPECTED, Starter
 from pixstorefs.daemon.signals import StopRequest
-from pixstorefs.errors import PixstoreError, StoreInUse
+from pixstorefs.errors import CorruptStore, PixstoreError, StoreInUse
+from pixstorefs.fs.owners import owners_of
 from pixstorefs.fuse.event_loop import Turns, poll_for_requests
 from pixstorefs.fuse.operations import Operations
+from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import Secret
+from pixstorefs.records import Inode
 from pixstorefs.store import Store, open_unlocked
 
 log = logging.getLogger(__name__)
@@ -48,23 +52,29 @@ def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
     stop.install()
     store = _open_store(plan, secret)
     turns = Turns()
-    operations = Operations(
-        store,
-        turns,
-        read_only=plan.read_only,
-        kernel_checks=plan.kernel_checks,
-        durable_close=plan.durable_close,
-        now_ns=linux.FileClock().now_ns,
-    )
-    idle = IdleWatch(plan.idle_unmount_s, operations.has_open_files) if plan.idle_unmount_s else None
     try:
+        root = _root(store)
+        owners = owners_of(root, mounter=plan.mounter, uid=plan.uid, gid=plan.gid, umask=plan.umask)
+        operations = Operations(
+            store,
+            turns,
+            owners,
+            read_only=plan.read_only,
+            kernel_checks=plan.kernel_checks,
+            durable_close=plan.durable_close,
+            now_ns=linux.FileClock().now_ns,
+        )
+        idle = IdleWatch(plan.idle_unmount_s, operations.has_open_files) if plan.idle_unmount_s else None
         watched = idle.watching(operations) if idle else operations
         handshake = session.start(watched, plan.mountpoint, session.options(plan))
         poll_for_requests(turns, plan.busy_poll_s, handshake.finish)
     except BaseException:
         store.close()
         raise
-    failure = _run_loop(plan, stop, starter, store.report, operations, idle)
+    for line in store.report:
+        log.warning("recovery: %s", line)
+    notes = [*store.report, *_about_the_owner(plan, root)]
+    failure = _run_loop(plan, stop, starter, notes, operations, idle)
     stop.forget_loop()
     starter.ending()
     saved = _save_everything(operations, store)
@@ -78,6 +88,29 @@ def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
         return EXIT_UNEXPECTED
     log.info("ended: %s is unmounted from %s", plan.store_path, plan.mountpoint)
     return 0 if saved else _EXIT_NOT_SAVED
+
+
+def _root(store: Store) -> Inode:
+    root = store.tree.inode(ROOT_INO)
+    if root is None:
+        raise CorruptStore(
+            f"the index of the store {store.folder.path} has no root directory, so nothing can be shown. "
+            f"The images are untouched: pixstorefs check --repair {shlex.quote(store.folder.path)}"
+        )
+    return root
+
+
+def _about_the_owner(plan: MountPlan, root: Inode) -> list[str]:
+    """A line for who lets others in: owners are shown as they are stored then, and he may be none of them."""
+    me = os.geteuid()
+    if not plan.allow_other or plan.uid is not None or me in (0, root.uid):
+        return []
+    note = (
+        f"the images belong to user {root.uid}, and you are user {me}: what you may not read or change is "
+        f"theirs. To have all of it shown as yours: mount with -o uid={me},gid={os.getegid()}"
+    )
+    log.info(note)
+    return [note]
 
 
 def _open_store(plan: MountPlan, secret: Secret) -> Store:
@@ -121,13 +154,13 @@ def _run_loop(
     plan: MountPlan,
     stop: StopRequest,
     starter: Starter,
-    report: list[str],
+    notes: list[str],
     operations: Operations,
     idle: IdleWatch | None,
 ) -> BaseException | None:
     """Run the event loop until the mount has ended; returns what broke it, if anything."""
     try:
-        trio.run(_serve_until_end, plan, stop, starter, report, operations, idle)
+        trio.run(_serve_until_end, plan, stop, starter, notes, operations, idle)
     except BaseException as error:  # noqa: BLE001  drafts have to be saved whatever happened
         return error
     return None
@@ -137,7 +170,7 @@ async def _serve_until_end(
     plan: MountPlan,
     stop: StopRequest,
     starter: Starter,
-    report: list[str],
+    notes: list[str],
     operations: Operations,
     idle: IdleWatch | None,
 ) -> None:
@@ -147,14 +180,12 @@ async def _serve_until_end(
         # this loop has to answer it.
         await trio.to_thread.run_sync(os.stat, plan.mountpoint, abandon_on_cancel=True)
         session.raise_read_ahead(plan.mountpoint)
-        for line in report:
-            log.warning("recovery: %s", line)
         mode = "read-only " if plan.read_only else ""
         log.info("mounted %s %son %s, process %d", plan.store_path, mode, plan.mountpoint, os.getpid())
         # What is alive now stays alive; the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
-        starter.ready(report)
+        starter.ready(notes)
         if idle is not None:
             nursery.start_soon(_end_when_idle, idle, plan.mountpoint)
         await stop.wait()

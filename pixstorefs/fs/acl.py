@@ -10,7 +10,7 @@ import enum
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 ACCESS = b"system.posix_acl_access"
@@ -93,6 +93,16 @@ class Acl:
         return Acl(
             tuple(
                 replace(entry, permissions=changed.get(entry.tag, entry.permissions))
+                for entry in self.entries
+            )
+        )
+
+    def renumbered(self, user: Callable[[int], int], group: Callable[[int], int]) -> "Acl":
+        """The same with other numbers for those that it names."""
+        number = {Tag.USER: user, Tag.GROUP: group}
+        return Acl(
+            tuple(
+                replace(entry, id=number[entry.tag](entry.id)) if entry.tag in number else entry
                 for entry in self.entries
             )
         )

@@ -21,11 +21,12 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 
 from pixstorefs.disk.files import FULL_ERRNOS
 from pixstorefs.errors import NoSpace, PixstoreError
-from pixstorefs.fs.acl import ACCESS
+from pixstorefs.fs.acl import ACCESS, DEFAULT
 from pixstorefs.fs.attributes import Changes
 from pixstorefs.fs.files import Files
 from pixstorefs.fs.metadata import Metadata
 from pixstorefs.fs.namespace import NAME_LIMIT_BYTES, Namespace
+from pixstorefs.fs.owners import Owners
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.fs.xattrs import MEASURED, Xattrs
 from pixstorefs.fuse.event_loop import Turns
@@ -36,6 +37,7 @@ from pixstorefs.store.store import Store
 
 log = logging.getLogger(__name__)
 
+_LISTS = (ACCESS, DEFAULT)
 _MAY_EXECUTE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 P = ParamSpec("P")
@@ -90,6 +92,7 @@ class Operations(pyfuse3.Operations):
         self,
         store: Store,
         turns: Turns,
+        owners: Owners,
         *,
         read_only: bool,
         kernel_checks: bool,
@@ -98,13 +101,15 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self._store = store
-        self.enable_acl = kernel_checks
+        self._owners = owners
+        # Lists go with the modes that are stored; where others are shown, those decide alone.
+        self.enable_acl = kernel_checks and owners.umask is None
         self._read_only = read_only
         self._kernel_checks = kernel_checks
         self._durable_close = durable_close
         pending = PendingNames()
         self._files = Files(store, pending)
-        self._answers = Answers(self._files)
+        self._answers = Answers(self._files, owners)
         self._turns = turns
         self._saving = Saving(store, self._files, turns)
         self._reading = Reading(store, turns)
@@ -156,7 +161,8 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
-        return self._answers.entry(self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask))
+        owner = self._owner(ctx)
+        return self._answers.entry(self._names.make(parent_inode, name, mode, *owner, ctx.umask))
 
     @_answered
     async def mknod(
@@ -164,9 +170,9 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         if not stat.S_ISREG(mode):
             return self._answers.entry(
-                self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask, rdev=rdev)
+                self._names.make(parent_inode, name, mode, *self._owner(ctx), ctx.umask, rdev=rdev)
             )
-        handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask)
+        handle, image = self._names.create(parent_inode, name, mode, *self._owner(ctx), ctx.umask)
         try:
             await self._saving.save(image)
             return self._answers.entry(image.inode)
@@ -179,7 +185,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         mode = stat.S_IFLNK | 0o777
         return self._answers.entry(
-            self._names.make(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask, target=target)
+            self._names.make(parent_inode, name, mode, *self._owner(ctx), ctx.umask, target=target)
         )
 
     @_answered
@@ -235,9 +241,11 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         if fields.update_size:
             await self._saving.set_size(inode, attr.st_size, fh, keeps_set_id=ctx.uid == 0)
-        changes = _changes(attr, fields)
-        if changes == Changes():
-            return self._answers.entry(self._files.inode(inode))
+        asked = _changes(attr, fields)
+        found = self._files.inode(inode)
+        if asked == Changes():
+            return self._answers.entry(found)
+        changes = self._owners.changes_into(found, asked)
         return self._answers.entry(
             await self._saving.with_room(lambda: self._metadata.change(inode, changes))
         )
@@ -248,7 +256,7 @@ class Operations(pyfuse3.Operations):
         value = await self._measured(inode, name) if measured else self._xattrs.get(inode, name)
         if value is None:
             raise FUSEError(errno.ENODATA)
-        return value
+        return self._owners.acl_out(value) if name in _LISTS else value
 
     async def _measured(self, ino: int, name: bytes) -> bytes | None:
         """Width or height. A header may be made to take long, so it is parsed in a thread."""
@@ -268,9 +276,11 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        if name in _LISTS:
+            value = self._owners.acl_into(value)
         of_group = self._is_of_group(inode, ctx)
         await self._saving.with_room(lambda: self._xattrs.put(inode, name, value, of_group=of_group))
-        if name == ACCESS and not self._kernel_checks:
+        if name == ACCESS and not self.enable_acl:
             make_kernel_ask_again(inode)  # for the mode: it does not know that lists have to do with it
 
     @_answered
@@ -302,7 +312,7 @@ class Operations(pyfuse3.Operations):
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
         if self._kernel_checks or not mode & os.X_OK:
             return True  # the kernel has decided already, or it is root who asks
-        found = self._files.inode(inode).mode
+        found = self._owners.mode(self._files.inode(inode).mode)
         return not stat.S_ISREG(found) or bool(found & _MAY_EXECUTE)
 
     # Content
@@ -311,7 +321,7 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        handle, image = self._names.create(parent_inode, name, mode, ctx.uid, ctx.gid, ctx.umask)
+        handle, image = self._names.create(parent_inode, name, mode, *self._owner(ctx), ctx.umask)
         self._turns.when_idle(image.prepare)
         keep = self._files.may_keep_pages(image.inode.ino, handle, flags)
         return FileInfo(fh=handle, keep_cache=keep), self._answers.entry(image.inode)
@@ -374,9 +384,13 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         await self._saving.release(fh)
 
+    def _owner(self, ctx: RequestContext) -> tuple[int, int]:
+        """Whose something new is, user and group, as they are stored."""
+        return self._owners.users.into(ctx.uid), self._owners.groups.into(ctx.gid)
+
     def _is_of_group(self, ino: int, ctx: RequestContext) -> bool:
         """Whether who asks belongs to the group of an inode, or may do without."""
-        gid = self._files.inode(ino).gid
+        gid = self._owners.groups.out(self._files.inode(ino).gid)
         if ctx.uid == 0 or ctx.gid == gid:
             return True
         try:

@@ -4,6 +4,7 @@ from pyfuse3 import EntryAttributes
 
 from pixstorefs.fs.attributes import blocks
 from pixstorefs.fs.files import Files
+from pixstorefs.fs.owners import Owners
 from pixstorefs.records import Inode
 from pixstorefs.store.tree import LISTED_ENTRIES
 
@@ -14,8 +15,9 @@ CACHE_TIMEOUT_S = 86400.0
 class Answers:
     """Entries for the kernel."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, owners: Owners) -> None:
         self._files = files
+        self._owners = owners
         # By inode number, about 400 bytes each: the inode that was listed, and what was answered.
         self._kept: dict[int, tuple[Inode, EntryAttributes]] = {}
 
@@ -32,10 +34,10 @@ class Answers:
         entry.st_ino = inode.ino
         entry.generation = self._files.generation(inode.ino)
         entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
-        entry.st_mode = inode.mode
+        entry.st_mode = self._owners.mode(inode.mode)
         entry.st_nlink = self._files.links(inode)
-        entry.st_uid = inode.uid
-        entry.st_gid = inode.gid
+        entry.st_uid = self._owners.users.out(inode.uid)
+        entry.st_gid = self._owners.groups.out(inode.gid)
         entry.st_rdev = inode.rdev
         entry.st_size = self._files.size_bytes(inode)
         entry.st_blocks = blocks(inode.stored_size_bytes)

@@ -10,6 +10,7 @@ from pyfuse3 import EntryAttributes
 from stores import Place, image, save_file
 
 from pixstorefs.fs.files import Files
+from pixstorefs.fs.owners import Owners
 from pixstorefs.fs.pending import PendingNames
 from pixstorefs.fuse import replies
 from pixstorefs.fuse.replies import Answers
@@ -34,14 +35,14 @@ def _listed(store: Store, answers: Answers) -> list[EntryAttributes]:
 
 
 def test_a_listing_is_answered_from_the_one_before(store: Store) -> None:
-    answers = Answers(Files(store, PendingNames()))
+    answers = Answers(Files(store, PendingNames()), Owners())
     first = _listed(store, answers)
     assert [entry.st_size for entry in first] == [100, 100]
     assert all(one is other for one, other in zip(first, _listed(store, answers), strict=True))
 
 
 def test_a_change_is_listed(store: Store) -> None:
-    answers = Answers(Files(store, PendingNames()))
+    answers = Answers(Files(store, PendingNames()), Owners())
     _listed(store, answers)
     inode = store.tree.lookup(ROOT_INO, b"a")
     assert inode is not None
@@ -55,7 +56,7 @@ def test_a_change_is_listed(store: Store) -> None:
 def test_what_is_open_is_listed_as_it_is(store: Store) -> None:
     """An emptied file that is not saved has no size; given up it has the old one, of another generation."""
     files = Files(store, PendingNames())
-    answers = Answers(files)
+    answers = Answers(files, Owners())
     generation = _listed(store, answers)[0].generation
     inode = store.tree.lookup(ROOT_INO, b"a")
     assert inode is not None
@@ -70,7 +71,7 @@ def test_what_is_open_is_listed_as_it_is(store: Store) -> None:
 def test_no_more_is_kept_than_the_store_keeps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (replies, tree):
         monkeypatch.setattr(module, "LISTED_ENTRIES", 3)
-    answers = Answers(Files(store, PendingNames()))
+    answers = Answers(Files(store, PendingNames()), Owners())
     first = _listed(store, answers)
     store.tree.entries(ROOT_INO, 1, 64)  # the store forgets the first page for this one
     again = _listed(store, answers)

@@ -15,7 +15,7 @@ def test_nothing_asked_for() -> None:
 
 def test_all_that_is_understood() -> None:
     given = "ro,allow_other,default_permissions,durable_close,idle_unmount=15m,busy_poll=250"
-    assert parse([given, "noexec,keyfile=/k,setuid=anna"]) == MountOptions(
+    assert parse([given, "noexec,keyfile=/k,setuid=anna,uid=0,gid=4294967294,umask=027"]) == MountOptions(
         read_only=True,
         allow_other=True,
         default_permissions=True,
@@ -25,6 +25,9 @@ def test_all_that_is_understood() -> None:
         flags=frozenset(["noexec"]),
         keyfile="/k",
         run_as="anna",
+        uid=0,
+        gid=4294967294,
+        umask=0o27,
     )
 
 
@@ -41,7 +44,7 @@ def test_values_with_commas_stand_in_quotes() -> None:
     assert parse(['keyfile="/a']).keyfile == '"/a'
 
 
-@pytest.mark.parametrize("option", ["uid=1000", "bogus", "nofail=1", "keyfile", "keyfile=", "sync"])
+@pytest.mark.parametrize("option", ["fmask=022", "bogus", "nofail=1", "keyfile", "keyfile=", "sync"])
 def test_what_cannot_be_done_is_named(option: str) -> None:
     with pytest.raises(click.BadParameter, match=option):
         parse([f"ro,{option},noexec"])
@@ -67,4 +70,17 @@ def test_lengths_of_time_that_are_none(text: str) -> None:
 def test_busy_poll_has_limits(option: str) -> None:
     """A daemon that polls for long takes a processor from everybody else."""
     with pytest.raises(click.BadParameter, match="busy_poll"):
+        parse([option])
+
+
+def test_users_and_groups_by_name() -> None:
+    asked = parse(["uid=root,gid=root"])
+    assert (asked.uid, asked.gid) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "option", ["uid=nobody-known", "gid=-1", "uid=4294967295", "umask=8", "umask=1777", "umask=-1"]
+)
+def test_users_and_modes_that_are_none(option: str) -> None:
+    with pytest.raises(click.BadParameter, match=option.partition("=")[0]):
         parse([option])
