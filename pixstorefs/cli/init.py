@@ -1,11 +1,16 @@
 """`pixstorefs init`: make a store without mounting it."""
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
+from pixstorefs.cli import known_stores, sudo
 from pixstorefs.cli.secrets_options import NewSecret, SecretChoice, secret_options
 from pixstorefs.errors import InvalidInput, NoSpace, NotAStore
+
+if TYPE_CHECKING:
+    from pixstorefs.keys.secrets import Secret
 
 
 @click.command("init", short_help="Make a new store.")
@@ -34,7 +39,7 @@ def init_command(
     if header.is_store(path):
         raise InvalidInput(f"{path} is a store already; nothing was changed.")
     refuse_foreign(path)
-    create(path, NewSecret(choice), padding=not no_padding)
+    made_store(path, NewSecret(choice), padding=not no_padding)
 
 
 def refuse_foreign(path: str) -> None:
@@ -45,6 +50,7 @@ def refuse_foreign(path: str) -> None:
     from pixstorefs.trust import header
 
     if not os.path.lexists(path):
+        header.require_parent(path)
         return
     if not os.path.isdir(path):
         raise NotAStore(f"{path} is not a directory, so it cannot be a store. Nothing was changed.")
@@ -56,8 +62,8 @@ def refuse_foreign(path: str) -> None:
         )
 
 
-def create(path: str, new: NewSecret, *, padding: bool = True) -> None:
-    """Create the store and say what opens it."""
+def made_store(path: str, new: NewSecret, *, padding: bool = True) -> "Secret":
+    """Make the store, and say what opens it; returns that."""
     from pixstorefs.disk.files import FULL_ERRNOS
     from pixstorefs.trust import header
 
@@ -68,4 +74,8 @@ def create(path: str, new: NewSecret, *, padding: bool = True) -> None:
             raise  # told for every command alike
         kind = NoSpace if error.errno in FULL_ERRNOS else NotAStore
         raise kind(f"{path} cannot be made a store: {error.strerror} ({error.filename or path})") from error
+    known_stores.remember(path)
     new.tell(path)
+    sudo.tell_new(path)
+    assert new.secret is not None
+    return new.secret

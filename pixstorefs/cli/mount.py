@@ -1,12 +1,13 @@
 """`pixstorefs mount`: everything that can be refused is refused here, then the daemon takes over."""
 
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 import click
 
-from pixstorefs.cli import console, duration, mount_options
-from pixstorefs.cli.init import create, refuse_foreign
+from pixstorefs.cli import console, duration, known_stores, mount_options, sudo
+from pixstorefs.cli.init import made_store, refuse_foreign
 from pixstorefs.cli.mount_options import MOST_BUSY_POLL_US, MountOptions
 from pixstorefs.cli.paths import Mountpoint
 from pixstorefs.cli.secrets_options import NewSecret, SecretChoice, secret_for_store, secret_options
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
     metavar="TIME",
     help="Unmount after that long without use, as 90s, 15m or 2h; 0 is never.",
 )
-@click.option("--no-create", is_flag=True, help="Refuse a missing store: its disk may not be there.")
+@click.option(
+    "--create/--no-create",
+    default=None,
+    help="Make a missing store, even where you had one, or never. Otherwise where you had none.",
+)
 @click.option(
     "--break-lock", is_flag=True, help="Take the store from an owner on another machine that is gone."
 )
@@ -53,7 +58,7 @@ def mount_command(
     allow_other: bool,
     durable_close: bool,
     idle_unmount: float | None,
-    no_create: bool,
+    create: bool | None,
     break_lock: bool,
     busy_poll_us: int | None,
     options: tuple[str, ...],
@@ -63,8 +68,8 @@ def mount_command(
 ) -> None:
     """Mount STORE on MOUNTPOINT, and return when it answers.
 
-    A missing or empty STORE is created. The secret is, in this order: what an option names,
-    PIXSTOREFS_PASSPHRASE, the store's keyfile in your data directory, a prompt.
+    A missing or empty STORE is created, the directory it is to lie in is not. The secret is, in this order:
+    what an option names, PIXSTOREFS_PASSPHRASE, the store's keyfile in your data directory, a prompt.
     """
     asked = mount_options.parse(options)
     if asked.remount:
@@ -88,7 +93,7 @@ def mount_command(
         mountpoint,
         asked,
         choice,
-        create_missing=not no_create,
+        create_missing=create,
         break_lock=break_lock,
         foreground=foreground,
         debug=debug,
@@ -101,18 +106,19 @@ def mount(
     asked: MountOptions,
     choice: SecretChoice,
     *,
-    create_missing: bool,
+    create_missing: bool | None,
     break_lock: bool = False,
     foreground: bool = False,
     debug: bool = False,
 ) -> None:
     """Check everything, then mount; ends the command with the exit status of the mount.
 
+    `create_missing`: whether a missing store is made; None where nothing tells that its disk is absent.
     Raises PixstoreError where it is refused; nothing is left behind then.
     """
     from pixstorefs.daemon import linux, user
     from pixstorefs.daemon import mountpoint as mountpoints
-    from pixstorefs.daemon.plan import MountPlan
+    from pixstorefs.trust import header
 
     if asked.run_as is not None:
         user.become(asked.run_as)
@@ -120,9 +126,29 @@ def mount(
     path = os.path.realpath(store)
     mountpoints.require_fuse()
     real = mountpoints.check(mountpoint, path)
-    secret = _secret(choice, path, create_missing=create_missing, read_only=asked.read_only)
+    if header.is_store(path):
+        known_stores.remember(path)
+        sudo.tell_existing(path)
+        secret = secret_for_store(choice, path)
+    else:
+        _refuse_to_make(path, real, create_missing, read_only=asked.read_only)
+        secret = made_store(path, NewSecret(choice))
     created = mountpoints.create(real)
-    plan = MountPlan(
+    plan = _plan(path, real, asked, break_lock=break_lock)
+    try:
+        status = _serve(plan, secret, foreground=foreground, debug=debug)
+    except BaseException:
+        if created:
+            mountpoints.remove_created(real)
+        raise
+    click.get_current_context().exit(status)
+
+
+def _plan(path: str, real: str, asked: MountOptions, *, break_lock: bool) -> "MountPlan":
+    from pixstorefs.daemon import user
+    from pixstorefs.daemon.plan import MountPlan
+
+    return MountPlan(
         path,
         real,
         read_only=asked.read_only,
@@ -140,32 +166,23 @@ def mount(
         break_lock=break_lock,
         flags=asked.flags,
     )
-    try:
-        status = _serve(plan, secret, foreground=foreground, debug=debug)
-    except BaseException:
-        if created:
-            mountpoints.remove_created(real)
-        raise
-    click.get_current_context().exit(status)
 
 
-def _secret(choice: SecretChoice, path: str, *, create_missing: bool, read_only: bool) -> "Secret":
-    """The secret that opens the store, after making the store if there is none."""
-    from pixstorefs.trust import header
-
-    if header.is_store(path):
-        return secret_for_store(choice, path)
+def _refuse_to_make(path: str, mountpoint: str, create_missing: bool | None, *, read_only: bool) -> None:
+    """Raises PixstoreError unless a new store is to be made where there is none."""
+    init = f"pixstorefs init {shlex.quote(path)}"
+    if create_missing is None and not read_only and known_stores.had(path):
+        raise NotAStore(
+            f"there is no store at {path}, and you had one there: its disk is probably not mounted. Nothing "
+            f"was made. Mount the disk, and try again. To make a new, empty store there: {init}"
+        )
     refuse_foreign(path)
     if read_only:
         raise NotAStore(f"there is no store at {path}, and none is created for a read-only mount.")
-    if not create_missing:
-        raise NotAStore(
-            f"there is no store at {path}. Is its disk mounted? To make a new store: pixstorefs init {path}"
-        )
-    new = NewSecret(choice)
-    create(path, new)
-    assert new.secret is not None
-    return new.secret
+    if create_missing is False:
+        raise NotAStore(f"there is no store at {path}. Is its disk mounted? To make a new store: {init}")
+    if create_missing is None:
+        sudo.refuse_new(path, mountpoint)
 
 
 def _serve(plan: "MountPlan", secret: "Secret", *, foreground: bool, debug: bool) -> int:

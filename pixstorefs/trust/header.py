@@ -242,9 +242,10 @@ def create_store(
     `make_secret` is given the new store's 16-byte id. The header comes when all else is there: a creation
     that was interrupted leaves no store, and is refused like any other directory that is not empty. One that
     fails before leaves the directory empty.
-    Raises NotAStore where the directory holds something, StoreInUse while another process does the same,
-    NoRights, OSError.
+    Raises NotAStore where the directory holds something, or the one that it should lie in is missing,
+    StoreInUse while another process does the same, NoRights, OSError.
     """
+    require_parent(path)
     with _claimed_directory(path):
         try:
             _fill(path, make_secret, padding, label, random, now_ns)
@@ -350,7 +351,7 @@ def _is_just_making(path: str) -> StoreInUse:
 def _claimed_directory(path: str) -> Iterator[None]:
     """A new or empty directory that no other process makes a store meanwhile."""
     try:
-        os.makedirs(path, 0o700)
+        os.mkdir(path, 0o700)
     except FileExistsError:
         if not os.path.isdir(path):
             raise NotAStore(
@@ -370,6 +371,23 @@ def _claimed_directory(path: str) -> Iterator[None]:
                     "store. Nothing was changed; choose an empty or new directory"
                 )
         yield
+
+
+def require_parent(path: str) -> None:
+    """Raises NotAStore where the directory that a new store should lie in is missing.
+
+    It is never made: what is missing is a disk, or was misspelt, and images would go where nobody wants them.
+    """
+    parent = os.path.dirname(os.path.abspath(path))
+    try:
+        os.stat(parent)
+    except FileNotFoundError:
+        raise NotAStore(
+            f"{parent} is missing, so no store can be made in it. Is its disk mounted, and its name right? "
+            f"Nothing was made. If it is to be a new directory: mkdir -p {shlex.quote(parent)}"
+        ) from None
+    except OSError:
+        pass  # whoever makes the store says it
 
 
 def require_nobody_makes(path: str) -> None:

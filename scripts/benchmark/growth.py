@@ -216,7 +216,7 @@ class KeyfilePixstorefs(Pixstorefs):
         create_keyfile(self.keyfile)
 
     def command(self) -> list[str]:
-        base = [sys.executable, "-P", "-m", "pixstorefs", "mount", self.store, self.mountpoint]
+        base = [sys.executable, "-P", "-m", "pixstorefs", "mount", "--create", self.store, self.mountpoint]
         return [*base, "--keyfile", self.keyfile, *self.options]
 
     def mount_timed(self) -> float:

@@ -226,10 +226,10 @@ class Pixstorefs(FuseSystem):
         return os.environ | {"PYTHONPATH": PROJECT + (os.pathsep + inherited if inherited else "")}
 
     def create_store(self) -> None:
-        os.rmdir(self.store)  # mount makes a missing store
+        os.rmdir(self.store)  # mount --create makes it, also where a round before had one
 
     def command(self) -> list[str]:
-        base = [sys.executable, "-P", "-m", "pixstorefs", "mount", self.store, self.mountpoint]
+        base = [sys.executable, "-P", "-m", "pixstorefs", "mount", "--create", self.store, self.mountpoint]
         return [*base, "--passphrase-file", self.secret, *self.options]
 
     def find_daemon(self) -> int | None:
