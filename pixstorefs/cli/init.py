@@ -39,7 +39,7 @@ def init_command(
     if header.is_store(path):
         raise InvalidInput(f"{path} is a store already; nothing was changed.")
     refuse_foreign(path)
-    made_store(path, NewSecret(choice), padding=not no_padding)
+    made_store(path, NewSecret(choice, path), padding=not no_padding)
 
 
 def refuse_foreign(path: str) -> None:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pixstorefs.cli import console
-from pixstorefs.cli.secrets_options import SecretChoice, at_terminal, secret_for_store, secret_options
+from pixstorefs.cli.secrets_options import (
+    SecretChoice,
+    at_terminal,
+    refuse_inside,
+    secret_for_store,
+    secret_options,
+    warn_of_readers,
+)
 from pixstorefs.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -47,11 +54,13 @@ class _NewSecretChoice:
         from pixstorefs.keys import secrets
 
         if self.passphrase_file is not None:
+            warn_of_readers(self.passphrase_file)
             return secrets.passphrase_from_file(self.passphrase_file)
         if self.passphrase_command is not None:
             return secrets.passphrase_from_command(self.passphrase_command)
         if self.keyfile is not None:
             if os.path.lexists(self.keyfile):
+                warn_of_readers(self.keyfile)
                 return secrets.secret_from_keyfile(self.keyfile)
             return secrets.create_keyfile(self.keyfile)
         if at_terminal():
@@ -125,6 +134,7 @@ def add_command(
     new = _NewSecretChoice(new_passphrase_file, new_passphrase_command, new_keyfile, recovery_code)
     choice = SecretChoice(**options)
     place = os.path.realpath(store)
+    refuse_inside(new_keyfile, place)
     with KeySlots(place) as slots:
         secret = secret_for_store(choice, place)
         if not recovery_code:
@@ -185,6 +195,7 @@ def change_command(
     new = _NewSecretChoice(new_passphrase_file, new_passphrase_command, new_keyfile)
     choice = SecretChoice(**options)
     place = os.path.realpath(store)
+    refuse_inside(new_keyfile, place)
     with KeySlots(place) as slots:
         # Not the keyfile that happens to lie in the data directory, where somebody means a passphrase.
         kinds = slots.kinds() & {"passphrase"} or slots.kinds()

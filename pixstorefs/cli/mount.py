@@ -132,7 +132,7 @@ def mount(
         secret = secret_for_store(choice, path)
     else:
         _refuse_to_make(path, real, create_missing, read_only=asked.read_only)
-        secret = made_store(path, NewSecret(choice))
+        secret = made_store(path, NewSecret(choice, path))
     created = mountpoints.create(real)
     plan = _plan(path, real, asked, break_lock=break_lock)
     try:

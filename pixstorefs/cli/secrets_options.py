@@ -64,13 +64,18 @@ def secret_for_store(
     # The header first: a store this program cannot read should not ask for a passphrase.
     store_header = header.read_header(store_path)
     secret = _given(choice) or secrets.passphrase_from_environment(environment)
+    if choice.keyfile is not None and _is_inside(choice.keyfile, store_path):
+        console.note(
+            f"the keyfile {choice.keyfile} lies inside the store, so every copy of the store carries its "
+            "key: move it out, best to another disk."
+        )
     if secret is not None:
         return secret
     kinds &= keyring.slot_kinds(header.keys_json(store_path))
     default = secrets.default_keyfile_path(store_header.store_id)
     if "keyfile" in kinds and os.path.exists(default):
         secret = secrets.secret_from_keyfile(default)
-        _warn_of_readers(default)
+        warn_of_readers(default)
         return secret
     if "passphrase" in kinds and at_terminal():
         return secrets.passphrase_from_prompt(confirm=False)
@@ -102,12 +107,14 @@ def _require_readable(store_path: str) -> None:
 class NewSecret:
     """The secret of a store that is about to be made, asked for before anything is created."""
 
-    def __init__(self, choice: SecretChoice) -> None:
-        """Raises InvalidInput or WrongKey where what was given is no secret."""
+    def __init__(self, choice: SecretChoice, store_path: str) -> None:
+        """Raises InvalidInput or WrongKey where what was given is no secret, or will be none."""
         from pixstorefs.keys import secrets
 
+        refuse_inside(choice.keyfile, store_path)
         environment = secrets.take_from_environment()
         self.secret: Secret | None = None
+        self._given_keyfile = choice.keyfile
         self._keyfile: str | None = None
         if choice.keyfile is not None and not os.path.lexists(choice.keyfile):
             self._keyfile = os.path.abspath(choice.keyfile)
@@ -127,15 +134,44 @@ class NewSecret:
 
     def tell(self, store_path: str) -> None:
         """Say that there is a new store and what opens it."""
-        if self._keyfile is None:
-            console.note(f"created the store {store_path}.")
-        else:
-            console.note(
-                f"created the store {store_path}, opened by the new keyfile {self._keyfile}. "
-                "Back that file up: without it nobody can read the images. "
-                "A copy of the store alone opens nothing. "
-                f"To open it with a passphrase as well: pixstorefs key add {store_path} --label passphrase"
+        said = f"created the store {store_path}"
+        if self._keyfile is not None:
+            said += (
+                f", opened by the new keyfile {self._keyfile}. "
+                "Back that file up: without it nobody can read the images"
             )
+        keyfile = self._keyfile or self._given_keyfile
+        if keyfile is not None:
+            said += f". {self._about_theft(store_path, keyfile)}"
+        else:
+            said += "."
+        console.note(said)
+
+    def _about_theft(self, store_path: str, keyfile: str) -> str:
+        """What a keyfile protects from where it lies, and how to have a passphrase. Disk: file system."""
+        store = shlex.quote(store_path)
+        option = f" --keyfile {shlex.quote(os.path.abspath(keyfile))}" if self._given_keyfile else ""
+        add = f"pixstorefs key add {store} --label passphrase{option}"
+        if os.stat(keyfile).st_dev != os.stat(store_path).st_dev:
+            return f"A copy of the store alone opens nothing. To open it with a passphrase as well: {add}"
+        return (
+            "It lies on the same disk as the store: whoever has that disk has both, and reads everything. "
+            f"Against theft have a passphrase instead: {add} && pixstorefs key remove {store} first"
+        )
+
+
+def refuse_inside(keyfile: str | None, store_path: str) -> None:
+    """Refuse a keyfile for a store that lies in it. Raises InvalidInput."""
+    if keyfile is not None and _is_inside(keyfile, store_path):
+        raise InvalidInput(
+            f"the keyfile {keyfile} would lie inside the store {store_path}: every copy of the store would "
+            "carry its key. Nothing was changed. Give it another place, best on another disk."
+        )
+
+
+def _is_inside(path: str, store_path: str) -> bool:
+    store = os.path.realpath(store_path)
+    return os.path.commonpath((os.path.realpath(path), store)) == store
 
 
 def _given(choice: SecretChoice) -> "Secret | None":
@@ -143,18 +179,18 @@ def _given(choice: SecretChoice) -> "Secret | None":
 
     if choice.passphrase_file is not None:
         secret = secrets.passphrase_from_file(choice.passphrase_file)
-        _warn_of_readers(choice.passphrase_file)
+        warn_of_readers(choice.passphrase_file)
         return secret
     if choice.passphrase_command is not None:
         return secrets.passphrase_from_command(choice.passphrase_command)
     if choice.keyfile is not None:
         secret = secrets.secret_from_keyfile(choice.keyfile)
-        _warn_of_readers(choice.keyfile)
+        warn_of_readers(choice.keyfile)
         return secret
     return None
 
 
-def _warn_of_readers(path: str) -> None:
+def warn_of_readers(path: str) -> None:
     """Say that other users may read, or replace, a file with a secret. A pipe is nobody else's."""
     try:
         status = os.stat(path)

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,68 @@ class TestAbsentDisk:
         """Without a record it is made as ever: nothing can be known then."""
         unmounted.env["XDG_STATE_HOME"] = "/proc/none"
         assert unmounted.run("init", unmounted.store).returncode == 0
+
+
+class TestKeyfile:
+    """A key that lies with its store protects nothing."""
+
+    @pytest.mark.parametrize("words", ["init {store}", "mount {store} {mount}"])
+    def test_a_new_one_inside_the_store_is_refused(self, unmounted: Mount, words: str) -> None:
+        """Whoever copies the store would copy the key, too. Nothing is made; links do not help."""
+        (unmounted.directory / "link").symlink_to(unmounted.store)
+        places = {"store": unmounted.store, "mount": unmounted.mountpoint}
+        for folder in ("store", "link", "store/below"):
+            arguments = (word.format_map(places) for word in words.split())
+            refused = unmounted.run(*arguments, "--keyfile", unmounted.directory / folder / "my.key")
+            assert refused.returncode == INVALID, refused.stderr
+            assert "inside the store" in refused.stderr
+            assert _contents(unmounted.directory) == {"link"}
+
+    def test_keys_that_are_added_or_changed(self, unmounted: Mount) -> None:
+        unmounted.run("init", unmounted.store)
+        before = _contents(unmounted.directory)
+        for words in (("add", "--label", "second"), ("change",)):
+            verb, *options = words
+            refused = unmounted.run(
+                "key", verb, unmounted.store, *options, "--new-keyfile", unmounted.store / "my.key"
+            )
+            assert refused.returncode == INVALID, refused.stderr
+            assert "inside the store" in refused.stderr
+        assert _contents(unmounted.directory) == before
+
+    def test_new_secrets_that_others_may_read(self, unmounted: Mount) -> None:
+        """Told for those that are added, as for those that open."""
+        passphrase, keyfile = unmounted.directory / "passphrase-file", unmounted.directory / "keyfile"
+        passphrase.write_text("correct horse")
+        unmounted.run("init", unmounted.directory / "other", "--keyfile", keyfile)
+        unmounted.run("init", unmounted.store)
+        for path in (passphrase, keyfile):
+            path.chmod(0o640)
+            words = ("key", "add", unmounted.store, "--label", path.name, f"--new-{path.name}", path)
+            told = unmounted.run(*words)
+            assert (told.returncode, f"chmod 600 {path}" in told.stderr) == (0, True), told.stderr
+
+    def test_one_that_is_inside_already_opens_and_is_told(self, unmounted: Mount) -> None:
+        """It was allowed once."""
+        keyfile = unmounted.directory / "my.key"
+        unmounted.run("init", unmounted.store, "--keyfile", keyfile)
+        moved = keyfile.rename(unmounted.store / "my.key")
+        told = unmounted.run("check", unmounted.store, "--keyfile", moved)
+        assert f"{moved} lies inside the store" in told.stderr
+
+    def test_one_on_the_same_disk_is_told(self, unmounted: Mount) -> None:
+        """With the way to something better, to be pasted."""
+        store = unmounted.directory / "my store"
+        said = unmounted.run("init", store)
+        assert "same disk" in said.stderr
+        assert f"pixstorefs key add {shlex.quote(str(store))} --label" in said.stderr
+
+    def test_one_on_another_disk(self, unmounted: Mount) -> None:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            if os.stat(folder).st_dev == unmounted.directory.stat().st_dev:
+                cannot_run("the tests' folder and /dev/shm are one file system")
+            said = unmounted.run("init", unmounted.store, "--keyfile", Path(folder, "key"))
+        assert (said.returncode, "same disk" in said.stderr) == (0, False)
 
 
 class TestSudo:
