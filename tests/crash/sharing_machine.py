@@ -14,6 +14,7 @@ from typing import Any
 
 import pixstorefs
 from pixstorefs.api import ImageStore
+from pixstorefs.daemon import mounts
 from pixstorefs.disk import owner_note
 from pixstorefs.errors import PixstoreError
 
@@ -70,6 +71,13 @@ class Machine:
         self._store.close()
 
 
+def _forget_mounts() -> None:
+    """Let go of the copies of other mounts that this namespace got: they would live on in it."""
+    for entry in mounts.mounted():
+        if entry.is_ours:
+            subprocess.run(["umount", "-l", entry.mountpoint], check=False, stderr=subprocess.DEVNULL)
+
+
 def _become(hostname: str, folder: Path) -> None:
     socket.sethostname(hostname)
     for number, place in enumerate(("/etc/machine-id", "/proc/sys/kernel/random/boot_id")):
@@ -86,6 +94,7 @@ def main(hostname: str, export: str, folder: Path, shell: str) -> None:
     owner_note.BREAK_WAIT_S /= 5
     owner_note._CACHED_S = 1.5 * _REMEMBERS_S
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    _forget_mounts()
     _become(hostname, folder)
     folder.mkdir()
     options = f"dcache_timeout={_REMEMBERS_S},ssh_command={shell}"
