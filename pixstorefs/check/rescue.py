@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pixstorefs.check.restore import build_index, scratch_folder
 from pixstorefs.errors import CorruptStore
 from pixstorefs.keys.secrets import Secret
+from pixstorefs.printable import ReportLine
 from pixstorefs.store.opening import unlock
 from pixstorefs.store.store import Store
 from pixstorefs.trust.header import read_header
@@ -47,5 +48,9 @@ def _with_restored_index(path: str, secret: Secret, reason: str) -> Store:
             read_only=True,
             restored_index=built.path,
         )
-    store.report += [reason, "it is shown with an index that was restored beside it", *built.restored.lines()]
+    store.report += [
+        ReportLine(reason),
+        ReportLine("it is shown with an index that was restored beside it"),
+        *built.restored.lines(),
+    ]
     return store

@@ -20,6 +20,7 @@ from pixstorefs.index.rows import Index, State
 from pixstorefs.objects.directory import OBJECTS_FOLDER, ObjectDirectory, number_of
 from pixstorefs.objects.layout import LAST_VERSION_ID
 from pixstorefs.objects.transfer import copy_file
+from pixstorefs.printable import ReportLine
 from pixstorefs.salvage.merge import Merge, Merged
 from pixstorefs.salvage.pages import Salvage, salvage
 from pixstorefs.store.numbers import BLOCK
@@ -66,7 +67,7 @@ class Restored:
     objects_aside: list[str] = field(default_factory=list)  # saved since the copy; their keys are lost
     index_aside: str | None = None  # where the damaged index is
 
-    def lines(self) -> list[str]:
+    def lines(self) -> list[ReportLine]:
         """What was done and what is missing, a line each."""
         sources = []
         if self.copy_path is not None:
@@ -74,21 +75,25 @@ class Restored:
             sources.append(f"its copy of {made}")
         if self.pages_read:
             sources.append(f"{self.pages_read} of its own pages ({self.pages_lost} could not be read)")
-        found = [f"the index was restored from {' and '.join(sources) or 'what was restored before'}"]
+        told = [f"the index was restored from {' and '.join(sources) or 'what was restored before'}"]
         if self.index_aside is not None:
-            found.append(
+            told.append(
                 f"the damaged index is now {self.index_aside}, with the copies that there were: remove that "
                 "folder when nothing is missing"
             )
-        found += [f"{path} is gone: it was deleted, or saved again, since the copy" for path in self.lost]
-        found += [f"{path} is an older version: the newest one's key is lost" for path in self.older]
         if self.objects_aside:
             folder = os.path.dirname(self.objects_aside[0])
-            found.append(
+            told.append(
                 f"{len(self.objects_aside)} objects were saved since the copy, and their keys are lost with "
                 f"the index; they are now in {folder}"
             )
-        return found
+        gone = "is gone: it was deleted, or saved again, since the copy"
+        older = "is an older version: the newest one's key is lost"
+        return [
+            *map(ReportLine, told),
+            *(ReportLine(f"{path} {gone}", f"an image {gone}") for path in self.lost),
+            *(ReportLine(f"{path} {older}", f"an image {older}") for path in self.older),
+        ]
 
 
 @dataclass(frozen=True, slots=True)

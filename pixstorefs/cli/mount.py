@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     metavar="MICROSECONDS",
     help="Poll that long for the next request before sleeping (100); 0 is never.",
 )
+@click.option("--log-names", is_flag=True, help="Name images in the log; else it has inode numbers.")
 @click.option("-o", "options", multiple=True, metavar="OPT[,OPT...]", help="Options of mount(8) and fstab.")
 @secret_options
 @click.pass_context
@@ -61,6 +63,7 @@ def mount_command(
     create: bool | None,
     break_lock: bool,
     busy_poll_us: int | None,
+    log_names: bool,
     options: tuple[str, ...],
     passphrase_file: str | None,
     passphrase_command: str | None,
@@ -80,6 +83,7 @@ def mount_command(
     asked.read_only |= read_only
     asked.allow_other |= allow_other
     asked.durable_close |= durable_close
+    asked.log_names |= log_names
     if idle_unmount is not None:
         asked.idle_unmount_s = idle_unmount
     if busy_poll_us is not None:
@@ -134,7 +138,7 @@ def mount(
         _refuse_to_make(path, real, create_missing, read_only=asked.read_only)
         secret = made_store(path, NewSecret(choice, path))
     created = mountpoints.create(real)
-    plan = _plan(path, real, asked, break_lock=break_lock)
+    plan = _plan(path, real, asked, break_lock=break_lock, foreground=foreground)
     try:
         status = _serve(plan, secret, foreground=foreground, debug=debug)
     except BaseException:
@@ -144,7 +148,7 @@ def mount(
     click.get_current_context().exit(status)
 
 
-def _plan(path: str, real: str, asked: MountOptions, *, break_lock: bool) -> "MountPlan":
+def _plan(path: str, real: str, asked: MountOptions, *, break_lock: bool, foreground: bool) -> "MountPlan":
     from pixstorefs.daemon import user
     from pixstorefs.daemon.plan import MountPlan
 
@@ -164,6 +168,9 @@ def _plan(path: str, real: str, asked: MountOptions, *, break_lock: bool) -> "Mo
         gid=asked.gid,
         umask=asked.umask,
         break_lock=break_lock,
+        # A terminal keeps nothing; what else reads our words is a journal, a file or a mail of cron's.
+        log_names=asked.log_names or (foreground and sys.stderr.isatty()),
+        tell_names=asked.log_names or sys.stderr.isatty(),
         flags=asked.flags,
     )
 

@@ -54,6 +54,7 @@ class MountOptions:
     allow_other: bool = False
     default_permissions: bool = False
     durable_close: bool = False
+    log_names: bool = False
     idle_unmount_s: float = 0.0
     busy_poll_us: int = DEFAULT_BUSY_POLL_US
     flags: frozenset[str] = frozenset()
@@ -104,6 +105,8 @@ def _take_word(result: MountOptions, option: str) -> bool:
         result.default_permissions = True
     elif option == "durable_close":
         result.durable_close = True
+    elif option == "log_names":
+        result.log_names = True
     elif option == "remount":
         result.remount = True
     else:

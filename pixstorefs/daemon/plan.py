@@ -14,6 +14,8 @@ class MountPlan:
     `mounter`: user and group of who mounts, to be shown as the owner of the store; None for nobody.
     `uid`, `gid`, `umask`: what every file is shown with, whatever is stored.
     `break_lock`: a person says that the owner of the store on another machine is gone.
+    `log_names`: the log names images, which it else calls by their inode numbers. `tell_names`: so does what
+    is told when the mount answers.
     `flags` are mount options passed on to libfuse as they are (noexec, dev, ...).
     """
 
@@ -30,4 +32,6 @@ class MountPlan:
     gid: int | None = None
     umask: int | None = None
     break_lock: bool = False
+    log_names: bool = False
+    tell_names: bool = False
     flags: frozenset[str] = frozenset()

@@ -26,6 +26,7 @@ from pixstorefs.fuse.event_loop import Turns, poll_for_requests
 from pixstorefs.fuse.operations import Operations
 from pixstorefs.index.rows import ROOT_INO
 from pixstorefs.keys.secrets import Secret
+from pixstorefs.printable import ReportLine
 from pixstorefs.records import Inode
 from pixstorefs.store import Store, open_unlocked
 
@@ -62,6 +63,7 @@ def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
             read_only=plan.read_only,
             kernel_checks=plan.kernel_checks,
             durable_close=plan.durable_close,
+            log_names=plan.log_names,
             now_ns=linux.FileClock().now_ns,
         )
         idle = IdleWatch(plan.idle_unmount_s, operations.has_open_files) if plan.idle_unmount_s else None
@@ -71,9 +73,7 @@ def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
     except BaseException:
         store.close()
         raise
-    for line in store.report:
-        log.warning("recovery: %s", line)
-    notes = [*store.report, *_about_the_owner(plan, root)]
+    notes = [*_told(store.report, plan), *_about_the_owner(plan, root)]
     failure = _run_loop(plan, stop, starter, notes, operations, idle)
     stop.forget_loop()
     starter.ending()
@@ -88,6 +88,13 @@ def serve(plan: MountPlan, secret: Secret, starter: Starter) -> int:
         return EXIT_UNEXPECTED
     log.info("ended: %s is unmounted from %s", plan.store_path, plan.mountpoint)
     return 0 if saved else _EXIT_NOT_SAVED
+
+
+def _told(report: list[ReportLine], plan: MountPlan) -> list[str]:
+    """What is to be told of the recovery, which is logged as well."""
+    for line in report:
+        log.warning("recovery: %s", line.told(named=plan.log_names))
+    return [line.told(named=plan.tell_names) for line in report]
 
 
 def _root(store: Store) -> Inode:
@@ -190,7 +197,7 @@ async def _serve_until_end(
             nursery.start_soon(_end_when_idle, idle, plan.mountpoint)
         await stop.wait()
         log.info("%s: ending the mount on %s", stop.name, plan.mountpoint)
-        await _end_mount(plan.mountpoint, operations)
+        await _end_mount(plan, operations)
 
 
 async def _end_when_idle(idle: IdleWatch, mountpoint: str) -> None:
@@ -204,7 +211,7 @@ async def _answer_requests(everything_else: trio.CancelScope) -> None:
     everything_else.cancel()
 
 
-async def _end_mount(mountpoint: str, operations: Operations) -> None:
+async def _end_mount(plan: MountPlan, operations: Operations) -> None:
     """Unmount while the loop still answers, so that the kernel can hand over what it caches.
 
     Where programs keep the mount busy, their data is written back first and the loop ended under them:
@@ -214,8 +221,8 @@ async def _end_mount(mountpoint: str, operations: Operations) -> None:
     try:
         with trio.move_on_after(_UNMOUNT_TIMEOUT_S):
             if operations.has_open_files():
-                await trio.to_thread.run_sync(session.write_back, mountpoint, abandon_on_cancel=True)
-            if await trio.to_thread.run_sync(_unmount_or_write_back, mountpoint, abandon_on_cancel=True):
+                await trio.to_thread.run_sync(session.write_back, plan.mountpoint, abandon_on_cancel=True)
+            if await trio.to_thread.run_sync(_unmount_or_write_back, plan, abandon_on_cancel=True):
                 # The kernel tells the loop, which ends and cancels us. It does not where a copy of this
                 # mount lives on in another mount namespace.
                 await trio.sleep(_LOOP_END_TIMEOUT_S)
@@ -224,16 +231,18 @@ async def _end_mount(mountpoint: str, operations: Operations) -> None:
     pyfuse3.terminate()
 
 
-def _unmount_or_write_back(mountpoint: str) -> bool:
+def _unmount_or_write_back(plan: MountPlan) -> bool:
     """Unmount, or, where that is refused, get everything the kernel has. Returns whether it is unmounted."""
     try:
-        mounts.unmount(mountpoint)
+        mounts.unmount(plan.mountpoint)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            log.info("%s is in use by %s", mountpoint, ", ".join(mounts.users(mountpoint)) or "programs")
+            # A folder of the store may be mounted on, and a program be started from it.
+            users = mounts.users(plan.mountpoint) if plan.log_names else []
+            log.info("%s is in use by %s", plan.mountpoint, ", ".join(users) or "programs")
         else:
-            log.warning("%s could not be unmounted: %s", mountpoint, error.strerror)
-        session.write_back(mountpoint)
+            log.warning("%s could not be unmounted: %s", plan.mountpoint, error.strerror)
+        session.write_back(plan.mountpoint)
         return False
     return True
 

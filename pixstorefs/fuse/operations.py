@@ -82,7 +82,7 @@ class Operations(pyfuse3.Operations):
     """The handlers of one mount.
 
     `kernel_checks`: whether the kernel enforces modes and access control lists. If not, it is root alone who
-    comes here, and may do everything but execute what nobody may.
+    comes here, and may do everything but execute what nobody may. `log_names`: whether the log names images.
     """
 
     supports_dot_lookup = False
@@ -97,6 +97,7 @@ class Operations(pyfuse3.Operations):
         read_only: bool,
         kernel_checks: bool,
         durable_close: bool = False,
+        log_names: bool = False,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class Operations(pyfuse3.Operations):
         self._files = Files(store, pending)
         self._answers = Answers(self._files, owners)
         self._turns = turns
-        self._saving = Saving(store, self._files, turns)
+        self._saving = Saving(store, self._files, turns, log_names=log_names)
         self._reading = Reading(store, turns)
         self._names = Namespace(store, self._files, pending, now_ns)
         self._metadata = Metadata(store, self._files, pending, now_ns)
@@ -344,7 +345,7 @@ class Operations(pyfuse3.Operations):
             # pyfuse3 takes any buffer, and takes it before the next request is read.
             return await self._reading.read(image, off, size)  # type: ignore[return-value]
         except (PixstoreError, OSError) as error:
-            log.error("%s cannot be read: %s", self._saving.path(image), error)
+            log.error("%s cannot be read: %s", self._saving.label(image), error)
             raise FUSEError(_number(error)) from None
 
     @_answered

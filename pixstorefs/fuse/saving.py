@@ -23,10 +23,11 @@ R = TypeVar("R")
 class Saving:
     """Saves open images without keeping the event loop from others."""
 
-    def __init__(self, store: Store, files: Files, turns: Turns) -> None:
+    def __init__(self, store: Store, files: Files, turns: Turns, *, log_names: bool) -> None:
         self._store = store
         self._files = files
         self._turns = turns
+        self._log_names = log_names
 
     def save_all(self) -> None:
         """Save every draft that is left, after the kernel has gone, and close the images."""
@@ -62,7 +63,8 @@ class Saving:
         return {(entry.parent, entry.name) for entry in self._store.tree.names(image.inode.ino)}
 
     def _log_lost(self, image: OpenImage, error: OSError | PixstoreError) -> None:
-        log.error("%s was not saved: %s. The version before it is intact", self.path(image), error)
+        rest = "It was new" if image.pending is not None else "The version before it is intact"
+        log.error("%s was not saved: %s. %s", self.label(image), error, rest)
 
     async def save(self, image: OpenImage) -> None:
         """Save what there is to save. Raises OSError, PixstoreError; the draft is then kept."""
@@ -112,8 +114,10 @@ class Saving:
         await self._turns.in_thread(self._store.make_room)
         return change()
 
-    def path(self, image: OpenImage) -> str:
-        """A name for log lines."""
+    def label(self, image: OpenImage) -> str:
+        """What log lines call an image: by its number, unless names are wanted. A log is not encrypted."""
+        if not self._log_names:
+            return f"inode {image.inode.ino}"
         if image.pending is not None:
             return image.pending.entry.name.decode("utf-8", "backslashreplace")
         return self._store.tree.path_of(image.inode.ino)

@@ -151,7 +151,7 @@ class Snapshot:
             return
         read_only = not self._view.is_writable
         with closing(open_unlocked(self._store_path, self._secret, read_only=read_only)) as store:
-            self.outcome.recovered = store.report
+            self.outcome.recovered += store.report
 
     def _bring_objects(self, progress: Progress) -> list[StoredImage]:
         """Bring what the new index tells of; returns what the store does not have."""

@@ -7,6 +7,7 @@ from pixstorefs.disk.lock_file import own
 from pixstorefs.errors import CorruptStore, WrongKey
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
+from pixstorefs.printable import ReportLine
 from pixstorefs.store.store import Store
 from pixstorefs.trust.header import (
     INDEX_PURPOSE,
@@ -44,7 +45,7 @@ def open_unlocked(
         path, header.store_id, index_key, ownership=ownership, padding=header.padding, read_only=read_only
     )
     if not read_only:
-        store.report += _put_back(path, header.raw, slots)
+        store.report += map(ReportLine, _put_back(path, header.raw, slots))
     return store
 
 

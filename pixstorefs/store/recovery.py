@@ -24,6 +24,7 @@ from pixstorefs.index.rows import ROOT_INO, Index, State
 from pixstorefs.objects import journal
 from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.reader import is_intact
+from pixstorefs.printable import ReportLine
 from pixstorefs.records import Entry, Inode, Version
 from pixstorefs.trust.aside import set_objects_aside
 from pixstorefs.trust.header import LOST_FOUND
@@ -37,7 +38,7 @@ def recover(
     proof: Proof,
     store: Folder,
     keep_index: Callable[[], object],
-) -> list[str]:
+) -> list[ReportLine]:
     """Recover after an unclean stop; returns one line for each decision that a person should know.
 
     `proof` has no doubt. Names that come back take cookies from `state`. `keep_index` sets a copy of the
@@ -66,7 +67,7 @@ class _Recovery:
     """
 
     def __init__(self, index: Index, objects: ObjectDirectory, state: State, proof: Proof) -> None:
-        self.report: list[str] = []
+        self.report: list[ReportLine] = []
         self.damaged: list[int] = []
         self._index = index
         self._objects = objects
@@ -88,15 +89,18 @@ class _Recovery:
             if not is_intact(self._objects, version, inode.image_id):
                 self.report.append(self._fall_back(inode, version))
 
-    def _fall_back(self, inode: Inode, lost: Version) -> str:
+    def _fall_back(self, inode: Inode, lost: Version) -> ReportLine:
         path = path_of(self._index, inode.ino)
+        return ReportLine.about(path, inode.ino, self._replace(inode, lost))
+
+    def _replace(self, inode: Inode, lost: Version) -> str:
         never_written = self._was_never_written(lost)
         if _revert(self._index, self._objects, inode, lost):
             if never_written:
-                return f"{path}: the last save did not reach the disk; the version before it is back"
+                return "the last save did not reach the disk; the version before it is back"
             self.damaged.append(lost.version_id)
             return (
-                f"{path}: the last save is damaged; the version before it is back, and what is left of the "
+                "the last save is damaged; the version before it is back, and what is left of the "
                 f"damaged one is in {LOST_FOUND} in the store's folder"
             )
         entries = self._index.names(inode.ino)
@@ -105,11 +109,11 @@ class _Recovery:
         restored = restore(self._index, inode.ino, self._usable, self._new_cookie)
         if not never_written:
             self._keep_damaged(inode, entries)
-            return f"{path}: it is damaged, and there is no other version of it. What is left can be read"
+            return "it is damaged, and there is no other version of it. What is left can be read"
         erase(self._index, inode, lost.token)
         if restored:
-            return f"{path}: what replaced it did not reach the disk; the image before it is back"
-        return f"{path}: it was new and its content did not reach the disk; it is gone"
+            return "what replaced it did not reach the disk; the image before it is back"
+        return "it was new and its content did not reach the disk; it is gone"
 
     def _was_never_written(self, lost: Version) -> bool:
         """Whether a version that is not intact is what a power loss leaves, and nobody was promised it."""
@@ -145,7 +149,7 @@ def orphans_of(index: Index, objects: ObjectDirectory, state: State) -> set[int]
 
 def _clear_orphans(
     objects: ObjectDirectory, orphans: set[int], state: State, proof: Proof, store: Folder
-) -> list[str]:
+) -> list[ReportLine]:
     """Remove objects of drafts that were never saved; set aside whatever may be something else."""
     # Empty ones were made ahead, for content that nobody had written yet: nothing was lost with them.
     written = {version_id for version_id in orphans if objects.size_bytes(version_id) > 0}
@@ -157,11 +161,13 @@ def _clear_orphans(
     objects.unlink(orphans - set(strangers))
     report = []
     if drafts:
-        report.append(f"removed {len(drafts)} objects of drafts that were never saved")
+        report.append(ReportLine(f"removed {len(drafts)} objects of drafts that were never saved"))
     if places := set_objects_aside(store, objects, strangers):
         report.append(
-            f"{len(places)} objects that the index does not know are now in "
-            f"{os.path.dirname(places[0])}: drafts that were never saved, or images whose keys are lost"
+            ReportLine(
+                f"{len(places)} objects that the index does not know are now in "
+                f"{os.path.dirname(places[0])}: drafts that were never saved, or images whose keys are lost"
+            )
         )
     return report
 

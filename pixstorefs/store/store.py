@@ -8,6 +8,7 @@ leaves is an object that nobody knows, which recovery sweeps.
 import contextlib
 import logging
 import os
+import shlex
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from pixstorefs.objects.directory import ObjectDirectory
 from pixstorefs.objects.journal import Journal
 from pixstorefs.objects.layout import Content
 from pixstorefs.objects.reader import ObjectReader, reader_of
+from pixstorefs.printable import ReportLine
 from pixstorefs.records import Inode, Version
 from pixstorefs.store.allocation import Allocator
 from pixstorefs.store.barrier import Barrier
@@ -104,7 +106,7 @@ class Store:
                 )
                 self.lock = self._transactions.lock
                 self._record = BarrierRecord(self.folder, index_key, store_id)
-                self.report: list[str] = []
+                self.report: list[ReportLine] = []
                 state = self.index.state()
                 if restored_index is None and not (read_only and state.clean):
                     self._require_objects()
@@ -172,8 +174,10 @@ class Store:
         if strangers:
             state.next_version_id = max(strangers) + 1
             self.report.append(
-                f"{len(strangers)} objects are newer than the index and belong to no image of it: see "
-                f"`pixstorefs check {self.path}`"
+                ReportLine(
+                    f"{len(strangers)} objects are newer than the index and belong to no image of it: see "
+                    f"`pixstorefs check {shlex.quote(self.path)}`"
+                )
             )
 
     def _require_objects(self) -> None:
@@ -258,8 +262,10 @@ class Store:
         kept = number_of_owners_aside(self.folder)
         if kept:
             self.report.append(
-                f"{kept} times an owner lost the store, and what it had saved last is set aside: "
-                f"{_BRING_BACK}"
+                ReportLine(
+                    f"{kept} times an owner lost the store, and what it had saved last is set aside: "
+                    f"{_BRING_BACK}"
+                )
             )
 
     def _follow_if_ours(self) -> bool:

@@ -14,12 +14,13 @@ def test_nothing_asked_for() -> None:
 
 
 def test_all_that_is_understood() -> None:
-    given = "ro,allow_other,default_permissions,durable_close,idle_unmount=15m,busy_poll=250"
+    given = "ro,allow_other,default_permissions,durable_close,log_names,idle_unmount=15m,busy_poll=250"
     assert parse([given, "noexec,keyfile=/k,setuid=anna,uid=0,gid=4294967294,umask=027"]) == MountOptions(
         read_only=True,
         allow_other=True,
         default_permissions=True,
         durable_close=True,
+        log_names=True,
         idle_unmount_s=900.0,
         busy_poll_us=250,
         flags=frozenset(["noexec"]),
