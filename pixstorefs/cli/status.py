@@ -45,7 +45,7 @@ def _show(status: "MountStatus") -> None:
     elif status.stopped:
         state += f" is stopped and does not answer; kill -CONT {status.pid} lets it go on"
     elif not status.answers:
-        state += " does not answer"
+        state += " does not answer" if status.pid else ", and does not answer"
     console.result(f"{status.store_path} on {status.mountpoint}")
     console.result(f"  {state}")
     if status.since is not None:

@@ -122,7 +122,7 @@ def _refuse_live_mount(mountpoint: str, entry: mounts.MountEntry | None, real_st
     if entry.source != real_store:
         raise MountpointUnusable(f"{mountpoint} already has the store {entry.source} mounted on it.")
     holder = owner.read(real_store)
-    process = f"process {holder.pid}" if holder else "another process"
+    process = f"process {holder.pid}" if holder and holder.pid else "another process"
     raise StoreInUse(f"{real_store} is already mounted on {entry.mountpoint} by {process}.")
 
 

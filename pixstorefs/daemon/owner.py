@@ -13,9 +13,13 @@ from pixstorefs.disk.lock_file import LOCK_FILE, owner_of, read_note
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """What the lock file of a store tells. It is only true while somebody holds the lock."""
+    """What the lock file of a store tells. It is only true while somebody holds the lock.
 
-    pid: int
+    `pid` is None where no such process here holds it: it may live in another pid namespace, have ended and
+    left its number to a stranger, or have been written there by whoever can write to the store.
+    """
+
+    pid: int | None
     mountpoint: str | None
     since_s: float  # seconds of the clock (time(2)) at which it took the store
 
@@ -32,10 +36,13 @@ def read(store_path: str) -> Owner | None:
     except (OSError, OddFile):
         return None
     owner = owner_of(note)
-    return Owner(*owner, since_s) if owner else None
+    if owner is None:
+        return None
+    pid, mountpoint = owner
+    return Owner(pid if _has_lock(pid, store_path) else None, mountpoint, since_s)
 
 
-def facts(store_path: str) -> tuple[int, str | None, float] | None:
+def facts(store_path: str) -> tuple[int | None, str | None, float] | None:
     """`read`, as a question for `asking`: the store may lie on a file system that does not answer."""
     owner = read(store_path)
     return (owner.pid, owner.mountpoint, owner.since_s) if owner else None
@@ -45,7 +52,7 @@ def why_silent(entry: mounts.MountEntry) -> str:
     """Why a mount of ours does not answer, and what helps: the end of a sentence."""
     answer = asking.ask({entry.source: partial(facts, entry.source)}).get(entry.source)
     owner = Owner(*answer) if answer else None
-    if owner is None or owner.mountpoint != entry.mountpoint:
+    if owner is None or owner.pid is None or owner.mountpoint != entry.mountpoint:
         return "it does not answer"
     if is_stopped(owner.pid):
         return f"process {owner.pid}, which serves it, is stopped: kill -CONT {owner.pid} lets it go on"
@@ -85,26 +92,28 @@ class Watch:
 def watch(store_path: str) -> Watch | None:
     """Watch the process that has this store mounted; None where it cannot be found out.
 
-    Anybody who can write to the store can name any process there, so the kernel has to know that it holds the
-    lock. None, too, for a read-only mount of a store that cannot be written (it takes no lock), for a store
+    None, too, for a read-only mount of a store that cannot be written (it takes no lock), for a store
     that was moved while mounted, and from within a container the process does not live in.
     """
     owner = read(store_path)
     try:
-        return Watch(owner.pid) if owner and _has_lock(owner.pid, store_path) else None
+        return Watch(owner.pid) if owner and owner.pid is not None else None
     except OSError:
         return None
 
 
 def _has_lock(pid: int, store_path: str) -> bool:
-    """Whether a process holds the lock of a store, by /proc/locks (proc_locks(5)).
+    """Whether a process holds the lock of a store, by /proc/locks (proc_locks(5)). False if nobody can tell.
 
     By inode number and without the device: btrfs and overlayfs tell another one there than stat(2) does.
     On NFS a flock is a POSIX lock.
     """
-    inode = os.stat(os.path.join(store_path, LOCK_FILE)).st_ino
-    with open("/proc/locks", encoding="ascii") as lines:
-        held = [line.split() for line in lines]
+    try:
+        inode = os.stat(os.path.join(store_path, LOCK_FILE)).st_ino
+        with open("/proc/locks", encoding="ascii") as lines:
+            held = [line.split() for line in lines]
+    except OSError:
+        return False
     return any(
         fields[1] in ("FLOCK", "POSIX") and fields[4] == str(pid) and fields[5].endswith(f":{inode}")
         for fields in held

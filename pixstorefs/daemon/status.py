@@ -24,7 +24,7 @@ class MountStatus:
     `alive`: whether it has a process. `answers`: whether that process serves it, or is stopped or hangs.
 
     `since` is the moment it took the store, as ISO 8601 in local time. It, `pid` and `free_bytes` are None
-    where nobody tells: another user's mount, a dead one whose store was moved.
+    where nobody tells: another user's mount, a dead one, a process in another pid namespace.
     """
 
     store_path: str
@@ -69,6 +69,7 @@ def _status(entry: mounts.MountEntry, answers: Mapping[tuple[str, str], Any]) ->
     holder = owner.Owner(*facts) if facts else None
     if holder is not None and holder.mountpoint != entry.mountpoint:
         holder = None  # of another mount: this one is a leftover, or read-only and without a lock
+    pid = holder.pid if holder else None
     state = mounts.state_of(of_mount)
     room = of_mount if state is mounts.State.ANSWERS else of_disk
     return MountStatus(
@@ -76,9 +77,9 @@ def _status(entry: mounts.MountEntry, answers: Mapping[tuple[str, str], Any]) ->
         mountpoint=entry.mountpoint,
         alive=state is not mounts.State.DEAD,
         answers=state is mounts.State.ANSWERS,
-        stopped=holder is not None and state is mounts.State.SILENT and owner.is_stopped(holder.pid),
+        stopped=pid is not None and state is mounts.State.SILENT and owner.is_stopped(pid),
         read_only=entry.read_only,
-        pid=holder.pid if holder else None,
+        pid=pid,
         since=_local_time(holder.since_s) if holder else None,
         free_bytes=room[1] if room else None,
         recovery=_last_recovery(logs.path_for(entry.mountpoint)),
