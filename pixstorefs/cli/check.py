@@ -1,6 +1,7 @@
 """`pixstorefs check`: verify a store, mounted or not, and repair one that is not."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pixstorefs.cli import console
+from pixstorefs.cli.paths import Mountpoint, store_meant
 from pixstorefs.cli.secrets_options import SecretChoice, secret_for_store, secret_options
 from pixstorefs.errors import CorruptStore, ImageNotFound
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("check", short_help="Verify every image and the index; repair.")
-@click.argument("store", type=click.Path())
+@click.argument("store", type=Mountpoint())
 @click.argument("path", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @click.option("--repair", is_flag=True, help="Move what is damaged to /lost+found (of an unmounted store).")
@@ -72,7 +74,7 @@ def check_command(
     protect_memory()
     # SIGTERM ends a check as cleanly as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    place = os.path.realpath(store)
+    place = store_meant(store)
     report = CheckReport()
     try:
         secret = secret_for_store(choice, place)
@@ -143,7 +145,7 @@ def _tell_how_to_go_on(report: "CheckReport", store: str, *, whole: bool) -> Non
     if report.not_remembered is not None:
         console.note(f"interrupted; where it stood could not be written down ({report.not_remembered}).")
     elif whole:
-        console.note(f"interrupted. To go on: pixstorefs check --resume {store}")
+        console.note(f"interrupted. To go on: pixstorefs check --resume {shlex.quote(store)}")
     else:
         console.note("interrupted.")
 

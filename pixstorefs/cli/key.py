@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pixstorefs.cli import console
+from pixstorefs.cli.paths import Mountpoint, store_meant
 from pixstorefs.cli.secrets_options import (
     SecretChoice,
     at_terminal,
@@ -94,13 +95,13 @@ def key_group() -> None:
 
 
 @key_group.command("list", short_help="Show label, kind and cost of each key.")
-@click.argument("store", type=click.Path())
+@click.argument("store", type=Mountpoint())
 def list_command(store: str) -> None:
     """Show the keys of STORE: label, kind, and what a guess at a passphrase costs. Needs no secret."""
     from pixstorefs.keys.slots import infos
     from pixstorefs.trust import header
 
-    place = os.path.realpath(store)
+    place = store_meant(store)
     header.read_header(place)
     rows = [(_shown(info.label), info.kind, _cost(info)) for info in infos(header.keys_json(place))]
     label_width, kind_width = (max(len(row[column]) for row in rows) for column in (0, 1))
@@ -109,7 +110,7 @@ def list_command(store: str) -> None:
 
 
 @key_group.command("add", short_help="Let another secret open the store, too.")
-@click.argument("store", type=click.Path())
+@click.argument("store", type=Mountpoint())
 @click.option("--label", required=True, metavar="TEXT", help="What the key is called in the list.")
 @click.option("--recovery-code", is_flag=True, help="The new secret: a random code, shown once, for paper.")
 @_new_secret_options
@@ -133,7 +134,7 @@ def add_command(
 
     new = _NewSecretChoice(new_passphrase_file, new_passphrase_command, new_keyfile, recovery_code)
     choice = SecretChoice(**options)
-    place = os.path.realpath(store)
+    place = store_meant(store)
     refuse_inside(new_keyfile, place)
     with KeySlots(place) as slots:
         secret = secret_for_store(choice, place)
@@ -158,7 +159,7 @@ def add_command(
 
 
 @key_group.command("remove", short_help="Let a secret open the store no more.")
-@click.argument("store", type=click.Path())
+@click.argument("store", type=Mountpoint())
 @click.argument("label")
 @secret_options
 def remove_command(store: str, label: str, **options: str | None) -> None:
@@ -169,14 +170,14 @@ def remove_command(store: str, label: str, **options: str | None) -> None:
     from pixstorefs.store.key_slots import KeySlots
 
     choice = SecretChoice(**options)
-    place = os.path.realpath(store)
+    place = store_meant(store)
     with KeySlots(place) as slots:
         slots.remove(label, secret_for_store(choice, place, slots.kinds(without_label=label)))
     console.note(f"removed the key {label!r} from the store {place}. {_STILL_OPENS}")
 
 
 @key_group.command("change", short_help="Replace a secret by another one.")
-@click.argument("store", type=click.Path())
+@click.argument("store", type=Mountpoint())
 @_new_secret_options
 @secret_options
 def change_command(
@@ -194,7 +195,7 @@ def change_command(
 
     new = _NewSecretChoice(new_passphrase_file, new_passphrase_command, new_keyfile)
     choice = SecretChoice(**options)
-    place = os.path.realpath(store)
+    place = store_meant(store)
     refuse_inside(new_keyfile, place)
     with KeySlots(place) as slots:
         # Not the keyfile that happens to lie in the data directory, where somebody means a passphrase.

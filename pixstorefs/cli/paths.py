@@ -14,3 +14,10 @@ class Mountpoint(click.Path):
     ) -> Any:
         """The path as it was given."""
         return self.coerce_path_result(value)
+
+
+def store_meant(path: str) -> str:
+    """The real path of the store that a person means: the one at `path`, or the one mounted there."""
+    from pixstorefs.daemon import mounts
+
+    return mounts.store_at(path)

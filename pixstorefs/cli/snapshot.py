@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pixstorefs.cli import console
+from pixstorefs.cli.paths import Mountpoint, store_meant
 from pixstorefs.cli.secrets_options import SecretChoice, secret_for_store, secret_options
 from pixstorefs.errors import InvalidInput
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command("snapshot", short_help="Make or renew a complete copy of a store, also while it is mounted.")
-@click.argument("store", type=click.Path())
+@click.argument("store", type=Mountpoint())
 @click.argument("dest", type=click.Path())
 @click.option("--verify", is_flag=True, help="Read every byte of the snapshot before it counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -61,7 +62,7 @@ def snapshot_command(
     # SIGTERM ends a snapshot as cleanly as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began_s = time.monotonic()
-    place, target = os.path.realpath(store), os.path.realpath(dest)
+    place, target = store_meant(store), os.path.realpath(dest)
     refuse_overlap(place, target)
     _refuse_mounts(place, target)
     with Snapshot(place, target, secret_for_store(choice, place)) as snapshot:

@@ -1,5 +1,6 @@
 """`pixstorefs status`: what is mounted where, and what recovery decided when it was."""
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each mount, in a list.")
 @click.pass_context
 def status_command(context: click.Context, path: str | None, as_json: bool) -> None:
-    """Show all mounts, or the one of PATH, a store or a mountpoint.
+    """Show all mounts, or the one of PATH: a store, a mountpoint, or anything in a mount.
 
     The exit status is 1 if PATH is not mounted, or its mount is dead or does not answer.
     """
@@ -31,11 +32,25 @@ def status_command(context: click.Context, path: str | None, as_json: bool) -> N
         console.result(*content.splitlines())
     else:
         for status in found:
+            if path is not None and _is_in(path, status):
+                console.result(f"{path} is in the mount {status.mountpoint}")
             _show(status)
         if not found:
-            console.result("nothing is mounted" if path is None else f"{path} is not mounted")
+            console.result("nothing is mounted" if path is None else _not_mounted(path))
     if path is not None and not any(status.answers for status in found):
         context.exit(1)
+
+
+def _is_in(path: str, status: "MountStatus") -> bool:
+    # What does not answer is not touched: then PATH was found by its name.
+    return status.answers and os.path.realpath(path) not in (status.store_path, status.mountpoint)
+
+
+def _not_mounted(path: str) -> str:
+    from pixstorefs.daemon.status import holder_of
+
+    pid = holder_of(path)
+    return f"{path} is not mounted{f', and in use by process {pid}' if pid else ''}"
 
 
 def _show(status: "MountStatus") -> None:

@@ -30,18 +30,16 @@ _LAZY_END_TIMEOUT_S = 3.0
 )
 @click.pass_context
 def umount_command(context: click.Context, mountpoint: str, lazy: bool) -> None:
-    """Unmount MOUNTPOINT, and return when everything is saved.
+    """Unmount MOUNTPOINT, or the store at that path, and return when everything is saved.
 
     A mount whose process was killed is cleaned away.
     """
     from pixstorefs.daemon import logs, mounts, owner
 
-    entry = mounts.find(mountpoint)
-    if entry is None or not entry.is_ours:
-        raise MountpointUnusable(f"no pixstorefs is mounted on {os.path.abspath(mountpoint)}.")
+    entry = _mount_meant(mountpoint)
     state = mounts.state(entry.mountpoint)
     if state is mounts.State.DEAD:
-        _unmount(entry.mountpoint, lazy=True)
+        _unmount(entry, lazy=True)
         return
     if state is mounts.State.SILENT:
         _detach_silent(entry, lazy=lazy)
@@ -49,7 +47,7 @@ def umount_command(context: click.Context, mountpoint: str, lazy: bool) -> None:
     watch = owner.watch(entry.source)
     log = logs.path_for(entry.mountpoint)
     already_logged_bytes = os.path.getsize(log) if os.path.exists(log) else 0
-    _unmount(entry.mountpoint, lazy=lazy)
+    _unmount(entry, lazy=lazy)
     if watch is None:
         console.note(f"unmounted; whether the process that served {entry.source} has ended is not known.")
     elif _ends(watch, entry, lazy=lazy):
@@ -61,6 +59,28 @@ def umount_command(context: click.Context, mountpoint: str, lazy: bool) -> None:
             f"unmounted, but process {watch.pid} is still saving into {entry.source}. "
             "Do not copy or move the store before that process has ended."
         )
+
+
+def _mount_meant(path: str) -> "MountEntry":
+    """The mount on a path, or of the store there. Raises MountpointUnusable, with what to give instead."""
+    from pixstorefs.daemon import mounts
+
+    entry = mounts.find(path)
+    if entry is not None and entry.is_ours:
+        return entry
+    found = mounts.of_store(path)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        places = " or ".join(f"pixstorefs umount {shlex.quote(entry.mountpoint)}" for entry in found)
+        raise MountpointUnusable(f"the store {path} is mounted in several places: {places}")
+    around = mounts.around(mounts.real_path(os.path.abspath(path)))
+    if around is not None:
+        raise MountpointUnusable(
+            f"{path} lies in a mount and is none. To end that: "
+            f"pixstorefs umount {shlex.quote(around.mountpoint)}"
+        )
+    raise MountpointUnusable(f"no pixstorefs is mounted on {os.path.abspath(path)}.")
 
 
 def _ends(watch: "Watch", entry: "MountEntry", *, lazy: bool) -> bool:
@@ -116,15 +136,31 @@ def _failures(log: str, already_logged_bytes: int) -> int:
     return 1 if failures else 0
 
 
-def _unmount(mountpoint: str, *, lazy: bool) -> None:
+def _unmount(entry: "MountEntry", *, lazy: bool) -> None:
     from pixstorefs.daemon import mounts
 
+    mountpoint = entry.mountpoint
     try:
         mounts.unmount(mountpoint, lazy=lazy)
     except OSError as error:
         if error.errno != errno.EBUSY:
-            raise MountpointUnusable(f"{mountpoint} cannot be unmounted: {error.strerror}.") from error
+            reason = _whose(entry) or error.strerror
+            raise MountpointUnusable(f"{mountpoint} cannot be unmounted: {reason}.") from error
         users = ", ".join(mounts.users(mountpoint)) or "another program"
         raise StoreInUse(
             f"{mountpoint} is in use by {users}. Close what is open there, or detach it with --lazy."
         ) from error
+
+
+def _whose(entry: "MountEntry") -> str | None:
+    """That a mount is somebody else's, where it is. The helper says then that it knows of no such mount."""
+    import pwd
+
+    if entry.user_id is None or entry.user_id == os.geteuid():
+        return None
+    try:
+        name = pwd.getpwuid(entry.user_id).pw_name
+    except KeyError:
+        name = f"user {entry.user_id}"
+    others = "only root" if entry.user_id == 0 else f"only {name} or root"
+    return f"it was mounted by {name}, and {others} can unmount it"

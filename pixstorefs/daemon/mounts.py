@@ -29,6 +29,7 @@ class MountEntry:
     source: str
     device: str  # "major:minor"
     options: frozenset[str]
+    user_id: int | None = None  # who mounted it, where the file system tells
 
     @property
     def read_only(self) -> bool:
@@ -74,6 +75,32 @@ def find(path: str) -> MountEntry | None:
         return entries[absolute]
     beside = os.path.join(real_path(parent), name)
     return entries.get(beside) or entries.get(real_path(absolute))
+
+
+def of_store(path: str) -> list[MountEntry]:
+    """Our mounts of the store at a path. Raises MountpointUnusable if that does not answer."""
+    entries = [entry for entry in mounted() if entry.is_ours]
+    absolute = os.path.abspath(path)
+    on_it = [entry for entry in entries if entry.source == absolute]
+    # Resolved only if it must be: to touch a mount that does not answer takes the whole deadline.
+    real = None if on_it or not entries else real_path(absolute)
+    return on_it or [entry for entry in entries if entry.source == real]
+
+
+def around(real: str) -> MountEntry | None:
+    """Our mount in which a real path lies; None where another file system is between."""
+    inside = [entry for entry in _topmost().values() if is_inside(real, entry.mountpoint)]
+    nearest = max(inside, key=lambda entry: len(entry.mountpoint), default=None)
+    return nearest if nearest is not None and nearest.is_ours else None
+
+
+def store_at(path: str) -> str:
+    """The real path of the store that a person means by a path: itself, or what is mounted there.
+
+    Raises MountpointUnusable if the path does not answer.
+    """
+    entry = find(path)
+    return entry.source if entry is not None and entry.is_ours else real_path(os.path.abspath(path))
 
 
 def real_path(absolute: str) -> str:
@@ -247,12 +274,14 @@ def _parse(line: bytes) -> MountEntry:
     # 36 35 98:0 /root /mountpoint options [optional fields] - type source superoptions; proc(5)
     before, _, after = line.partition(b" - ")
     fields, tail = before.split(b" "), after.split(b" ")
+    user_id = re.search(rb"\buser_id=([0-9]+)", tail[-1])
     return MountEntry(
         mountpoint=_path(fields[4]),
         filesystem=os.fsdecode(tail[0]),
         source=_path(tail[1]),
         device=os.fsdecode(fields[2]),
         options=frozenset(os.fsdecode(fields[5]).split(",")),
+        user_id=int(user_id[1]) if user_id else None,
     )
 
 

@@ -40,7 +40,7 @@ class MountStatus:
 
 
 def statuses(path: str | None = None) -> list[MountStatus]:
-    """All mounts of ours, or the one that has `path` as its store or its mountpoint.
+    """All mounts of ours, or the one that has `path` as its store or its mountpoint, or around it.
 
     Raises MountpointUnusable if `path` lies on a file system that does not answer.
     """
@@ -51,8 +51,16 @@ def statuses(path: str | None = None) -> list[MountStatus]:
         # Resolved only if it must be: to touch a mount that does not answer takes the whole deadline.
         real = None if on_it else mounts.real_path(absolute)
         entries = on_it or [entry for entry in entries if real in (entry.source, entry.mountpoint)]
+        if real is not None and not entries and (around := mounts.around(real)):
+            entries = [around]
     answers = asking.ask({question: ask for entry in entries for question, ask in _questions(entry).items()})
     return [_status(entry, answers) for entry in entries]
+
+
+def holder_of(path: str) -> int | None:
+    """The process that has the store at a path, mounted or not; None where nobody can tell."""
+    facts = asking.ask({path: partial(owner.facts, os.path.realpath(path))}).get(path)
+    return facts[0] if facts else None
 
 
 def _questions(entry: mounts.MountEntry) -> dict[tuple[str, str], partial[Any]]:
