@@ -110,6 +110,9 @@ def _is_somewhere() -> bool:
 
 
 def _usage_problem(error: click.ClickException) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        console.plain(*error.format_message().splitlines())
+        return error.exit_code
     console.error(*error.format_message().splitlines())
     context = getattr(error, "ctx", None)
     if context is not None:

@@ -65,9 +65,9 @@ def note(message: str) -> None:
     _say((message,), "yellow")
 
 
-def plain(message: str) -> None:
-    """A line on stderr without name and colour."""
-    print(printable(message), file=sys.stderr)  # noqa: T201
+def plain(*lines: str) -> None:
+    """Lines on stderr without name and colour."""
+    print(*map(printable, lines), sep="\n", file=sys.stderr)  # noqa: T201
 
 
 def traceback(problem: BaseException) -> None:

@@ -76,7 +76,9 @@ def _new_secret_options(command: _Command) -> _Command:
     for option in (
         click.option("--new-keyfile", metavar="FILE", help="The new secret: a keyfile, made if missing."),
         click.option("--new-passphrase-command", metavar="CMD", help="Shell command that prints it."),
-        click.option("--new-passphrase-file", metavar="FILE", help="File (or /dev/fd/N) with it."),
+        click.option(
+            "--new-passphrase-file", metavar="FILE", help="File (or /dev/fd/N, or - for stdin) with it."
+        ),
     ):
         command = option(command)
     return command

@@ -41,7 +41,11 @@ def secret_options(command: _Command) -> _Command:
     for option in (
         click.option("--keyfile", metavar="FILE", help="Open with this keyfile; a new store gets it made."),
         click.option("--passphrase-command", metavar="CMD", help="Shell command that prints the passphrase."),
-        click.option("--passphrase-file", metavar="FILE", help="File (or /dev/fd/N) with the passphrase."),
+        click.option(
+            "--passphrase-file",
+            metavar="FILE",
+            help="File (or /dev/fd/N, or - for stdin) with the passphrase.",
+        ),
     ):
         command = option(command)
     return command
@@ -192,6 +196,8 @@ def _given(choice: SecretChoice) -> "Secret | None":
 
 def warn_of_readers(path: str) -> None:
     """Say that other users may read, or replace, a file with a secret. A pipe is nobody else's."""
+    if path == "-":
+        return  # stdin, and not a file that is called so
     try:
         status = os.stat(path)
     except (OSError, ValueError):

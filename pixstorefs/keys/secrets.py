@@ -54,12 +54,15 @@ class Secret:
 
 
 def passphrase_from_file(path: Path) -> Secret:
-    """The content of a file (a pipe or /dev/fd/N as well) without ONE newline at its end.
+    """The content of a file (a pipe or /dev/fd/N as well) without ONE newline at its end; `-` is stdin.
 
+    A file of that name is `./-`, as for other programs.
     Raises InvalidInput where it cannot be read, is empty or has more than MAX_PASSPHRASE_SIZE_BYTES.
     """
     try:
-        with open(path, "rb") as file:
+        # Not /dev/stdin, which opens anew what stdin is: of a socket that is refused.
+        is_stdin = os.fspath(path) == "-"
+        with open(0 if is_stdin else path, "rb", closefd=not is_stdin) as file:
             content = file.read(MAX_PASSPHRASE_SIZE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         raise InvalidInput(

@@ -53,7 +53,8 @@ def test_what_cannot_be_done_is_named(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1d", 86400)]
+    ("text", "seconds"),
+    [("0", 0), ("0s", 0), ("90s", 90), ("5min", 300), ("15m", 900), ("2h", 7200), ("1d", 86400)],
 )
 def test_lengths_of_time(text: str, seconds: int) -> None:
     assert duration.parse_s(text) == seconds
@@ -65,6 +66,15 @@ def test_lengths_of_time_that_are_none(text: str) -> None:
         duration.parse_s(text)
     with pytest.raises(click.BadParameter, match="idle_unmount"):
         parse([f"idle_unmount={text or 'x'}"])
+
+
+@pytest.mark.parametrize("text", ["15", "1", "00"])
+def test_a_length_of_time_needs_a_unit(text: str) -> None:
+    """Seconds would be as good a guess as minutes."""
+    with pytest.raises(ValueError, match=f"{text}s for seconds, {text}m for minutes"):
+        duration.parse_s(text)
+    with pytest.raises(click.BadParameter, match=r"idle_unmount: .* for minutes"):
+        parse([f"idle_unmount={text}"])
 
 
 @pytest.mark.parametrize("option", ["busy_poll=", "busy_poll=-1", "busy_poll=1s", "busy_poll=10001"])
