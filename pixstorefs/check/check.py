@@ -40,13 +40,15 @@ _SUSPECTED_FOR_S = 5.0
 class Progress:
     """How far a check is; `moved` is called whenever it got further.
 
-    `after_version_id` and `bad_version_ids` are all that another check needs to go on from here.
+    `after_version_id` and `bad_version_ids` are all that another check needs to go on from here; it counts on
+    from `images` and `finished_bytes`, which leave the image out that this one is at.
     """
 
     total_images: int = 0
     total_bytes: int = 0
     images: int = 0
     verified_bytes: int = 0
+    finished_bytes: int = 0
     after_version_id: int = 0
     bad_version_ids: list[int] = field(default_factory=list)
     moved: Callable[[], None] = lambda: None
@@ -221,6 +223,7 @@ class Check:
                 progress.bad_version_ids.append(stored.version.version_id)
             if not again:
                 progress.images += 1
+                progress.finished_bytes = progress.verified_bytes
                 progress.after_version_id = stored.version.version_id
             progress.moved()
             if suspects.are_due():

@@ -177,6 +177,7 @@ def _collect(
         report.interrupted = True
         remember()
     report.images, report.verified_bytes = progress.images, progress.verified_bytes
+    report.total_images = progress.total_images
 
 
 def _inode_at(check: "Check", path: str) -> int:

@@ -39,6 +39,7 @@ class Bookmark:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         progress.after_version_id, progress.images, progress.verified_bytes = loaded
+        progress.finished_bytes = progress.verified_bytes
         progress.bad_version_ids = bad
         return seconds
 
@@ -49,7 +50,7 @@ class Bookmark:
             "after_version_id": progress.after_version_id,
             "bad_version_ids": progress.bad_version_ids,
             "images": progress.images,
-            "bytes": progress.verified_bytes,
+            "bytes": progress.finished_bytes,
             "seconds": seconds,
         }
         with closing(Folder.at(self._folder)) as folder:

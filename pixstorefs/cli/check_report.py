@@ -31,6 +31,7 @@ class CheckReport:
     done: list[str] = field(default_factory=list)
     left: list[Finding] | None = None
     images: int = 0
+    total_images: int = 0
     verified_bytes: int = 0
     seconds: float = 0.0
     interrupted: bool = False
@@ -62,8 +63,12 @@ class CheckReport:
                 console.result(f"not repaired: {_line(finding)}")
         rate = self.verified_bytes / self.seconds / 1e9 if self.seconds else 0.0
         problems = sum(finding.reaction is not Reaction.NOTE for finding in self.findings)
+        how_many = f"{self.images} images"
+        if self.interrupted:
+            # Not counted yet where it was interrupted in the index.
+            how_many = f"{self.images} of {self.total_images or 'all'} images so far"
         console.result(
-            f"verified {self.images} images, {self.verified_bytes / 1e6:.1f} MB, in {self.seconds:.1f} s "
+            f"verified {how_many}, {self.verified_bytes / 1e6:.1f} MB, in {self.seconds:.1f} s "
             f"({rate:.2f} GB/s); {problems or 'no'} problem{'' if problems == 1 else 's'}"
         )
 
