@@ -52,6 +52,7 @@ def snapshot_command(
       10  a disk is full
       12  images of STORE are damaged or lost
       14  the disk failed
+      15  DEST cannot take it: its file system refuses a file, or a part of one
     and 2 (DEST cannot be used), 3 (DEST in use), 4 (wrong key), 5 (no store) as everywhere.
     """
     from pixstorefs.daemon.linux import protect_memory

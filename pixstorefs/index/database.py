@@ -483,6 +483,10 @@ def _log_is_lost(path: str) -> CorruptStore:
     )
 
 
+class DiskRefuses(CorruptStore):
+    """SQLite cannot read or write a file, whatever is in it. Who writes to another disk tells it apart."""
+
+
 @contextlib.contextmanager
 def translated(path: str, db: apsw.Connection | None = None) -> Iterator[None]:
     """Turn SQLite's errors into ours: one class per reaction. `db` knows the system's error behind them."""
@@ -506,7 +510,7 @@ def _translation(path: str, error: apsw.Error, db: apsw.Connection | None) -> Pi
             # SQLite calls a full disk so, but not a quota.
             return NoSpace(f"the quota of the disk under {path} is used up: {error}")
         case apsw.IOError():
-            return CorruptStore(f"the disk failed under {path}: {error}")
+            return DiskRefuses(f"the disk failed under {path}: {error}")
         case _:
             return CorruptStore(f"{path}: {type(error).__name__}: {error}")
 

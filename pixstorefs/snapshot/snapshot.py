@@ -7,6 +7,7 @@ before it, whole; or where it was the first, a directory that is no store yet. T
 Nothing replaces what was there before it is checked.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
@@ -198,6 +199,14 @@ class Snapshot:
             self._transfer.bring(version.version_id)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise SnapshotFailed(
+                f"the snapshot {self._path} failed at {path_of(self._new.index, version.ino)}: its "
+                f"{status.st_size} bytes are more than a file may have there (FAT32 takes 4 GiB at most). "
+                "Give a directory on another file system"
+            ) from error
         self.outcome.added_bytes += status.st_size
         return True
 

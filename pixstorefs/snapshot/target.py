@@ -6,7 +6,8 @@ the new one, or no store yet.
 """
 
 import os
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 
 from pixstorefs.check.view import StoreView
@@ -17,6 +18,7 @@ from pixstorefs.disk.owner_note import is_about_owners
 from pixstorefs.errors import InvalidInput, NotAStore, SnapshotFailed, StoreInUse, StoreNotWritable
 from pixstorefs.index import copy as index_copy
 from pixstorefs.index import walk as index_walk
+from pixstorefs.index.database import DiskRefuses
 from pixstorefs.index.digest import digest_of
 from pixstorefs.index.displaced import settle
 from pixstorefs.index.rows import Index
@@ -75,7 +77,7 @@ class Target:
             self.folder.unlink_if_there(_NEW_INDEX + suffix)
         self._require_here()
         self._source.copy_index(self._new_path)
-        with closing(Index(self._new_path, key, store_id)) as index:
+        with self._blamed(), closing(Index(self._new_path, key, store_id)) as index:
             state = index.state()
             clean = replace(
                 state,
@@ -156,7 +158,7 @@ class Target:
         """
         key, store_id = self._source.index_key, self._source.store_id
         self._require_here()
-        with closing(Index(self._index_path, key, store_id)) as index:
+        with self._blamed(), closing(Index(self._index_path, key, store_id)) as index:
             if digest_of(index, self._digest_key) not in self._record.digests:
                 raise InvalidInput(
                     f"the snapshot {self.path} was mounted and changed since it was taken; another one would "
@@ -180,6 +182,19 @@ class Target:
     def _digest_key(self) -> bytes:
         # Not the index key itself, which encrypts.
         return keyring.derive(self._source.index_key, self._source.store_id, _DIGEST_PURPOSE)
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """What the disk under the target refuses says nothing of the store. Raises SnapshotFailed."""
+        try:
+            yield
+        except DiskRefuses as error:
+            raise SnapshotFailed(
+                f"the snapshot {self.path} failed: {error}. Nothing is known to be wrong with the store "
+                f"{self._source.path}. Some file systems write files only from front to back (an rclone "
+                "mount without --vfs-cache-mode writes): take the snapshot on another disk, and let a tool "
+                "carry it there"
+            ) from error
 
     def _require_here(self) -> None:
         """SQLite opens files by path: refuse if that leads elsewhere by now, or they are none."""
