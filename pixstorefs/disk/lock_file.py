@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import shlex
 import threading
 import time
 
@@ -144,7 +145,7 @@ class Ownership:
             path = self.folder.path
             raise StoreNotWritable(
                 f"the store {path} cannot be written ({error.strerror}). Nothing was changed. Its images can "
-                f"still be read: pixstorefs mount --read-only {path} MOUNTPOINT"
+                f"still be read: pixstorefs mount --read-only {shlex.quote(path)} MOUNTPOINT"
             ) from None
 
     def _take(self) -> None:
@@ -251,6 +252,6 @@ def _who(store_path: str, note: bytes) -> str:
     if mountpoint:
         return (
             f"the store {store_path} is already mounted at {mountpoint} by process {pid}. "
-            f"Use it there, or unmount it first: pixstorefs umount {mountpoint}"
+            f"Use it there, or unmount it first: pixstorefs umount {shlex.quote(mountpoint)}"
         )
     return f"the store {store_path} is in use by process {pid}, which works on it without a mount"

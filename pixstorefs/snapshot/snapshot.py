@@ -9,6 +9,7 @@ Nothing replaces what was there before it is checked.
 
 import errno
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -234,7 +235,7 @@ class Snapshot:
         error = CorruptStore if any(found.reaction is Reaction.MEND for found in problems) else CorruptImage
         raise error(
             f"the store {self._store_path} is damaged, so no snapshot was taken; {self._path} keeps what it "
-            f"has. See `pixstorefs check {self._store_path}`. {'; '.join(lines)}"
+            f"has. See `pixstorefs check {shlex.quote(self._store_path)}`. {'; '.join(lines)}"
         )
 
 
