@@ -6,10 +6,11 @@ import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from stores import Place, image, objects_of, save_file
-from support import Mount
+from support import Mount, cannot_run
 
 from pixstorefs.store import barrier
 
@@ -101,10 +102,28 @@ def test_a_path_that_is_not_utf8_is_shown_by_its_bytes(unmounted: Mount) -> None
     assert unmounted.run("umount", unmounted.mountpoint).returncode == 0
 
 
-def test_a_path_with_umlauts_in_a_locale_without_them(unmounted: Mount) -> None:
+def _latin_1(folder: Path) -> dict[str, str]:
+    """A locale in which a path of UTF-8 is other letters, and any byte is one."""
+    made = folder / "en_US.ISO-8859-1"
+    try:
+        words = ["localedef", "--no-archive", "-i", "en_US", "-f", "ISO-8859-1", made]
+        subprocess.run(words, check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        cannot_run("a locale cannot be made here (localedef, and the sources that the package locales has)")
+    return {"LOCPATH": str(folder), "LC_ALL": made.name}
+
+
+@pytest.mark.parametrize("letters", [b"Gr\xc3\xb6\xc3\x9fe \xe5\x86\x99", b"caf\xe9"])
+@pytest.mark.parametrize("locale", ["C", "plain", "latin-1", "ascii output"])
+def test_a_path_of_any_bytes_in_any_locale(unmounted: Mount, letters: bytes, locale: str) -> None:
     """Every command finds the mount, alive and dead, and prints what it can in that locale."""
-    unmounted.mountpoint = unmounted.directory / "Größe"
-    unmounted.env |= PLAIN_LOCALE
+    unmounted.mountpoint = unmounted.directory / os.fsdecode(letters)
+    unmounted.env |= {
+        "C": lambda: {"LC_ALL": "C"},
+        "plain": lambda: PLAIN_LOCALE,
+        "latin-1": lambda: _latin_1(unmounted.directory),
+        "ascii output": lambda: {"PYTHONIOENCODING": "ascii"},
+    }[locale]()
     unmounted.mount()
     told = unmounted.run("status", unmounted.mountpoint)
     assert (told.returncode, f"process {unmounted.pid}\n" in told.stdout) == (0, True), told.stderr
