@@ -97,10 +97,12 @@ class Ownership:
         try:
             return owner_note.take(self.folder, break_lock=break_lock)
         except (OSError, OddFile) as error:
+            full = isinstance(error, OSError) and error.errno in FULL_ERRNOS
             if owner_note.flock_is_true(self.folder):
-                log.warning("other machines are not told that the store is in use: %s", error)
+                level = logging.INFO if full else logging.WARNING
+                log.log(level, "other machines are not told that the store is in use: %s", error)
                 return None
-            if isinstance(error, OSError) and error.errno in FULL_ERRNOS:
+            if full:
                 raise NoSpace(
                     f"the disk under {self.folder.path} is full, so that other machines cannot be told that "
                     "the store is in use. Nothing was changed. Make a little room there first"
