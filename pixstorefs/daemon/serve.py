@@ -20,6 +20,7 @@ from pixstorefs.daemon.idle import IdleWatch
 from pixstorefs.daemon.plan import MountPlan
 from pixstorefs.daemon.process import EXIT_UNEXPECTED, Starter
 from pixstorefs.daemon.signals import StopRequest
+from pixstorefs.disk.owner_note import OwnedElsewhere
 from pixstorefs.errors import CorruptStore, PixstoreError, StoreInUse
 from pixstorefs.fs.owners import owners_of
 from pixstorefs.fuse.event_loop import Turns, poll_for_requests
@@ -134,6 +135,8 @@ def _open_store(plan: MountPlan, secret: Secret) -> Store:
 
     try:
         return open_for_reading(plan.store_path, secret, attempt) if plan.read_only else attempt()
+    except OwnedElsewhere:
+        raise
     except StoreInUse:
         holder = owner.read(plan.store_path)
         if not _is_ending(holder, plan.store_path):

@@ -76,6 +76,10 @@ _sleep = time.sleep
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class OwnedElsewhere(StoreInUse):
+    """The lock is free, and the note tells of another owner: nobody here can wait for its end."""
+
+
 class DamagedNote(Exception):
     """The note cannot be read: it is being written, or whoever wrote it died meanwhile."""
 
@@ -335,13 +339,13 @@ def _put_away(store: Folder, judged: OwnerNote | None) -> None:
     store.unlink_if_there(name)
 
 
-def _in_use(store: Folder, other: OwnerNote | None) -> StoreInUse:
+def _in_use(store: Folder, other: OwnerNote | None) -> OwnedElsewhere:
     who = (
         f"in use {other.who()}"
         if other is not None
         else "being taken by another process or machine at this moment, or one died while it did so"
     )
-    return StoreInUse(
+    return OwnedElsewhere(
         f"the store {store.path} is {who}. Nothing was changed. Unmount it there. If that machine is off, or "
         "has not got the store any more, take it over: pixstorefs mount --break-lock STORE MOUNTPOINT. An "
         "owner that is alive all the same loses what it has not written yet"
