@@ -4,6 +4,7 @@
 #
 # A virtual environment of ours holds a directory `.pixstorefs` with
 #   {run,test,bench}.stamp  copies of everything that decided what is installed; written last, so a stamp means "complete"
+#   postponed               when the last installing failed, and for what, while what was installed before goes on
 #   changing                exists while the environment is being changed; one left behind means "interrupted: rebuild"
 #   lock                    held during setup
 #   setup.log               what apt and pip said the last time
@@ -41,6 +42,8 @@ give_up_with_log() {
 read_pyproject() {
   IFS= read -r -d '' PYPROJECT <"$CHECKOUT/pyproject.toml" || [[ -n ${PYPROJECT-} ]] ||
     give_up "cannot read $CHECKOUT/pyproject.toml"
+  # What tools are told in it decides nothing of what is installed.
+  PYPROJECT=${PYPROJECT%%$'\n[tool.'*}
 }
 
 read_stamp() { # <venv> <run|test|bench>
@@ -67,6 +70,18 @@ environment_is_sound() { # <venv>, after read_stamp
 is_ready() { # <venv> <run|test|bench>
   read_stamp "$1" "$2" && environment_is_sound "$1" &&
     [[ $STAMPED_PYPROJECT == "$PYPROJECT" && -x $1/bin/pixstorefs ]] && type -P fusermount3 >/dev/null
+}
+
+# After a `git pull` without a network what was installed goes on working. Asked again an hour later: pip waits long.
+is_usable_for_now() { # <venv> <run|test|bench>
+  local since='' postponed=''
+  [[ $2 == run && -r $1/.pixstorefs/postponed ]] || return 1
+  {
+    IFS= read -r since
+    IFS= read -r -d '' postponed
+  } <"$1/.pixstorefs/postponed"
+  [[ $postponed == "$PYPROJECT" && $since =~ ^[0-9]+$ ]] && (($(printf '%(%s)T' -1) - since < 3600)) &&
+    read_stamp "$1" run && environment_is_sound "$1" && [[ -x $1/bin/pixstorefs ]]
 }
 
 # --- where the environment lives ---
@@ -346,6 +361,12 @@ set_up() { # <run|test|bench>
   if ! install_package "$1"; then
     # pip undoes what it could not finish, so an environment that was good still is.
     if [[ -n $reuse ]]; then rm -f -- "$STATE/changing"; fi
+    if [[ -n $reuse && $1 == run && -x $VENV/bin/pixstorefs ]]; then
+      printf '%(%s)T\n%s' -1 "$PYPROJECT" >"$STATE/postponed"
+      say "pip install failed, see $LOG; what was installed before goes on, and the next start in an hour tries again"
+      drop_lock
+      return
+    fi
     give_up_with_log 'pip install failed' \
       'Mostly this is the network or the package index: see pip config list, PIP_INDEX_URL.' \
       "If the environment itself seems broken, remove it: rm -rf '$VENV'"
@@ -353,7 +374,7 @@ set_up() { # <run|test|bench>
   drop_outdated_stamps
   if [[ $1 != run ]]; then write_stamp "$1"; fi
   write_stamp run
-  rm -f -- "$STATE/changing"
+  rm -f -- "$STATE/changing" "$STATE/postponed"
   say 'done'
   drop_lock
 }
@@ -364,7 +385,7 @@ bootstrap() {
   read_pyproject
   for place in venv_in_checkout venv_in_cache; do
     "$place" VENV
-    if is_ready "$VENV" "$1"; then return; fi
+    if is_ready "$VENV" "$1" || is_usable_for_now "$VENV" "$1"; then return; fi
   done
   set_up "$1"
 }
