@@ -21,7 +21,8 @@ from pixstorefs.disk.files import sync_directory
 from pixstorefs.disk.folder import Folder, OddFile
 from pixstorefs.disk.lock_file import LOCK_FILE, Ownership, is_owned
 from pixstorefs.disk.owner_note import OWNER_FILE, is_about_owners
-from pixstorefs.errors import CorruptStore, NewerFormat, NoRights, NotAStore, StoreInUse
+from pixstorefs.errors import CorruptStore, NewerFormat, NoRights, NotAStore, StoreInUse, StoreNotWritable
+from pixstorefs.index.database import DiskRefuses
 from pixstorefs.index.rows import ROOT_INO, Index
 from pixstorefs.keys import keyring
 from pixstorefs.keys.secrets import Secret
@@ -243,7 +244,8 @@ def create_store(
     that was interrupted leaves no store, and is refused like any other directory that is not empty. One that
     fails before leaves the directory empty.
     Raises NotAStore where the directory holds something, or the one that it should lie in is missing,
-    StoreInUse while another process does the same, NoRights, OSError.
+    StoreInUse while another process does the same, StoreNotWritable where the disk cannot hold one, NoRights,
+    OSError.
     """
     require_parent(path)
     with _claimed_directory(path):
@@ -288,12 +290,21 @@ def _fill(
 
 @contextmanager
 def _taken_back_on_error(path: str) -> Iterator[None]:
-    """Remove what a creation made that failed, in a directory that was empty before and that we own."""
+    """Remove what a creation made that failed, in a directory that was empty before and that we own.
+
+    Raises StoreNotWritable where the disk refuses an index: there is no store yet that could be damaged.
+    """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             _take_back(path)
+        if isinstance(error, DiskRefuses):
+            raise StoreNotWritable(
+                f"no store can be made in {path}: {error}. Some file systems write files only from front to "
+                "back (an rclone mount without --vfs-cache-mode writes). Nothing is left there; choose "
+                "another place"
+            ) from error
         raise
 
 

@@ -40,6 +40,7 @@ from pixstorefs.errors import (
     ReadOnlyStore,
     StoreClosed,
     StoreInUse,
+    StoreNotWritable,
     WrongKey,
 )
 from pixstorefs.keys.secrets import Secret, create_keyfile, default_keyfile_path, secret_from_keyfile
@@ -545,7 +546,7 @@ def test_a_creation_that_fails_leaves_nothing(place):
     for size_bytes in (0, 100, 512, 4096, 20_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
         try:
-            with pytest.raises((CorruptStore, OSError)):
+            with pytest.raises((CorruptStore, StoreNotWritable, OSError)):
                 place.open()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -13,7 +13,7 @@ import pytest
 from stores import Place, check_store, image, save_file, take_snapshot
 from support import cannot_run, program
 
-from pixstorefs.errors import SnapshotFailed
+from pixstorefs.errors import SnapshotFailed, StoreNotWritable
 from pixstorefs.objects import transfer
 
 # Above what the index and its log take.
@@ -53,6 +53,16 @@ def test_a_place_that_cannot_be_written_at_random_is_blamed(filled: Place, tmp_p
             take_snapshot(filled, place / "taken")
         assert str(place / "taken") in str(failure.value)
     assert check_store(filled, filled.path) == []
+
+
+def test_a_store_in_such_a_place_is_refused(tmp_path: Path) -> None:
+    """It is not called damaged, nothing of it is left, and the message says what helps."""
+    with _front_to_back_only(tmp_path) as mountpoint:
+        place = Place(tmp_path)  # which has the keyfile, on a disk that takes one
+        place.path = mountpoint / "store"
+        with pytest.raises(StoreNotWritable, match="--vfs-cache-mode writes"):
+            place.open()
+        assert not place.path.exists() or os.listdir(place.path) == []
 
 
 def test_an_image_that_is_too_large_for_the_place_is_named(
