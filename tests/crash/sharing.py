@@ -236,7 +236,7 @@ class Round:
             raise Wrong(f"the owner {what}", f"{answer['error']}: {answer['message']}")
 
     def _refused(self, answer: dict[str, Any]) -> None:
-        if answer.get("error") != "StoreInUse":
+        if answer.get("error") != "OwnedElsewhere":
             raise Wrong("two own the store", str(answer))
         if f"on {self._first.name}" not in answer["message"]:
             raise Wrong("it is not said who has the store", answer["message"])

@@ -60,7 +60,9 @@ def test_what_a_recovery_tells_of_an_image(unmounted: Mount, monkeypatch: pytest
     store.close()
     objects_of(unmounted.store).popitem()[1].unlink()
     unmounted.expect_log("its content did not reach the disk")
-    told = unmounted.run("mount", unmounted.store, unmounted.mountpoint, "--keyfile", place.keyfile)
+    told = unmounted.run(
+        "mount", "--log-names", unmounted.store, unmounted.mountpoint, "--keyfile", place.keyfile
+    )
     assert told.returncode == 0, told.stderr
     _shown_alone(told)
     unmounted.unmount()
