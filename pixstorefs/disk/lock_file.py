@@ -111,15 +111,9 @@ class Ownership:
 
     def _look(self, note: OwnerNote) -> None:
         try:
-            found = owner_note.read(self.folder)
-        except FileNotFoundError:
-            # Removed by hand, or by who takes the store over this moment. Then ours comes too late.
-            if not owner_note.create(self.folder, note):
-                raise OSError(
-                    errno.EBUSY, "somebody is taking the store over", owner_note.OWNER_FILE
-                ) from None
-        except DamagedNote:
-            if not self._lock_has_its_name():
+            found = self._found_note(note)
+        except (DamagedNote, OddFile, OSError):
+            if not self._lock_is_enough():
                 raise OSError(
                     errno.EIO, "nobody can tell who owns the store", owner_note.OWNER_FILE
                 ) from None
@@ -132,8 +126,18 @@ class Ownership:
                 )
                 log.critical("%s", self._lost)
 
-    def _lock_has_its_name(self) -> bool:
-        """Whether nobody can have locked another file in the place of ours, and flock(2) is enough."""
+    def _found_note(self, ours: OwnerNote) -> OwnerNote:
+        """The note that is there; ours, made anew, if somebody removed it. Raises as `owner_note.read`."""
+        try:
+            return owner_note.read(self.folder)
+        except FileNotFoundError:
+            # Not if it was who takes the store over this moment: his note is there by now, or will be.
+            if owner_note.create(self.folder, ours):
+                return ours
+            raise
+
+    def _lock_is_enough(self) -> bool:
+        """Whether flock(2) keeps out everybody, and nobody can have locked another file in place of ours."""
         status = self.folder.status(LOCK_FILE)
         same = status is not None and os.path.samestat(status, os.fstat(self._lock.fd))
         return same and owner_note.flock_is_true(self.folder)

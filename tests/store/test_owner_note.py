@@ -152,11 +152,18 @@ def test_a_damaged_note_where_the_kernel_tells(folder: Folder, content: bytes) -
 @pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/null", path)])
 def test_something_odd_in_place_of_the_note(folder: Folder, put: Callable[[str], None]) -> None:
     """On a disk of this machine it is left as it is, and the lock is enough."""
-    put(os.path.join(folder.path, "owner"))
-    owner = Ownership(folder, None)
-    owner.require(now=True)
-    owner.release()
-    assert os.path.lexists(os.path.join(folder.path, "owner"))
+    note = os.path.join(folder.path, "owner")
+    for before in (True, False):
+        if before:
+            put(note)
+        owner = Ownership(folder, None)
+        if not before:
+            os.unlink(note)
+            put(note)
+        owner.require(now=True)
+        owner.release()
+        assert os.path.lexists(note)
+        shutil.rmtree(note) if os.path.isdir(note) and not os.path.islink(note) else os.unlink(note)
 
 
 @pytest.mark.usefixtures("network", "pauses")
@@ -242,6 +249,12 @@ def test_a_full_disk_has_no_note(folder: Folder, monkeypatch: pytest.MonkeyPatch
     owner.require(now=True)
     owner.release()
     assert os.listdir(folder.path) == ["lock"]
+    monkeypatch.undo()
+    owner = Ownership(folder, None)
+    (Path(folder.path) / "owner").unlink()
+    monkeypatch.setattr(owner_note, "write_fully", refuse)
+    owner.require(now=True)
+    owner.release()
 
 
 @pytest.mark.usefixtures("network", "pauses")
