@@ -29,13 +29,14 @@ _FOLDERS = ("objects", "objects/0", "copies", "lost+found", "lost+found/objects"
 _FILES = (
     *("index.db", "index.db-wal", "index.db-shm", "store.json", "keys.json", "lock", "hold", "reserve"),
     *("copies/index-1.db", "copies/index-2.db", "copies/store.json", "copies/keys.json"),
-    *("barrier", "journal", "snapshot.json", "objects/0/8", "objects/0/12"),
+    *("barrier", "journal", "owner", "snapshot.json", "objects/0/8", "objects/0/12"),
 )
 # Names that a store makes and gives up again.
 _MADE = (
     *("index.db.new", "index.db.restored", "store.json.new", "keys.json.new", "snapshot.json.new"),
     *("journal.new", "copies/index.new", "copies/keys.json.new", "copies/store.json.new"),
     *("objects/object.new", "objects/1", "objects/99", "lost+found/salvage", "lost+found/salvage/salvage.db"),
+    *("fence", "index.db.fenced", "journal.fenced", "lost+found/owner-20260101T000000Z"),
     *("index.salvage", "index.salvage/salvage.db", "barrier.new"),
     *("index.db.new-wal", "index.db.restored-wal", "lost+found/objects/4000"),
     *(f"objects/0/{version_id}" for version_id in range(20, 40)),
