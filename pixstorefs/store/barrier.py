@@ -222,7 +222,12 @@ class Barrier:
 
     def _claim(self, token: int) -> Claim:
         """What will be on the disk when everything of this moment is synced (with the lock held)."""
-        return Claim(token, self._ledger.noted_token, self._index.log_position())
+        return Claim(
+            token,
+            self._ledger.noted_token,
+            self._index.log_position(),
+            withdrawals=self._record.withdrawals,
+        )
 
     def _tidy(self, token: int, floor: int, *, full: bool = False) -> None:
         try:

@@ -15,6 +15,7 @@ import hmac
 import logging
 import os
 import struct
+import threading
 from dataclasses import dataclass, replace
 
 from pixstorefs.disk.files import FULL_ERRNOS, fill_with_zeros
@@ -41,13 +42,15 @@ class Claim:
     """What is on the disk. `token`: every save and delete up to it. `noted_token`: the newest state row's.
 
     `log`: how far the log has to reach; no place where all of it is in the database. `numbers`: after a clean
-    close the next inode number, cookie, version id and token; else None.
+    close the next inode number, cookie, version id and token; else None. `withdrawals`: how often the record
+    had taken back what it said of the log when the claim was made; it is not written.
     """
 
     token: int
     noted_token: int
     log: Position
     numbers: tuple[int, int, int, int] | None = None
+    withdrawals: int = 0
 
 
 def clean_claim(state: State) -> Claim:
@@ -57,7 +60,11 @@ def clean_claim(state: State) -> Claim:
 
 
 class BarrierRecord:
-    """The barrier record of one open store. Not thread-safe: barriers take turns."""
+    """The barrier record of one open store. Thread-safe: barriers take turns, who empties the log does not.
+
+    A claim is made, then everything is synced, and then it is written. If the log was emptied in between, the
+    claim says nothing of it any more: what it knew is in the database, and the next log is another one.
+    """
 
     def __init__(self, store: Folder, index_key: bytes, store_id: bytes) -> None:
         self._store = store
@@ -65,6 +72,13 @@ class BarrierRecord:
         self._fd = -1
         self._sequence = 0
         self._claim: Claim | None = None
+        self._withdrawals = 0
+        self._lock = threading.RLock()
+
+    @property
+    def withdrawals(self) -> int:
+        """How often the log was withdrawn, for a new claim (with the lock held, as to empty the log)."""
+        return self._withdrawals
 
     def open(self) -> None:
         """Open the record, making it where it is missing. Never fails: without one less can be proven."""
@@ -90,6 +104,12 @@ class BarrierRecord:
         Where a full disk has no room (btrfs writes no block twice) the older claim stays: it is less, and
         still true. Otherwise a record that cannot be written is removed: what it claims may be false soon.
         """
+        with self._lock:
+            if claim.withdrawals < self._withdrawals:
+                claim = replace(claim, log=Position())
+            return self._write(claim, synced=synced)
+
+    def _write(self, claim: Claim, *, synced: bool) -> bool:
         if self._fd < 0:
             return self._store.file_status(RECORD_FILE) is None
         try:
@@ -116,8 +136,10 @@ class BarrierRecord:
 
     def withdraw_log(self) -> bool:
         """Claim nothing of the log any more, durably; whether that is so. For who is about to empty it."""
-        claim = self._claim
-        return claim is None or self.write(replace(claim, log=Position()), synced=True)
+        with self._lock:
+            self._withdrawals += 1
+            claim = self._claim
+            return claim is None or self.write(replace(claim, log=Position()), synced=True)
 
     def close(self) -> None:
         """Close the file."""

@@ -326,6 +326,13 @@ MUTATIONS = (
         ("tests/crash/test_faults.py",),
     ),
     Mutation(
+        "a log that was emptied meanwhile is claimed",
+        "pixstorefs/trust/barrier_record.py",
+        "            if claim.withdrawals < self._withdrawals:\n",
+        "            if False:\n",
+        ("tests/store/test_barrier.py",),
+    ),
+    Mutation(
         "a record is written before what it vouches for is synced",
         "pixstorefs/store/barrier.py",
         "        self._threads.run([*self._objects.syncs(objects), self._sync_log])\n"

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
@@ -144,6 +145,28 @@ def test_fsync_does_not_wait_for_unlinking(place: Place, monkeypatch: pytest.Mon
     store.sync()
     assert not before & set(place.objects())
     store.close()
+
+
+def test_a_log_emptied_beside_an_fsync_is_not_claimed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an fsync claims of a log that a barrier empties meanwhile is not held against the next one."""
+    monkeypatch.setattr(barrier, "INTERVAL_S", 3600.0)
+    place.open().close()
+    with closing(place.open_store()) as store:
+        save_file(store, "a", lambda draft: draft.write(0, image(10)))
+        run = SyncThreads.run
+
+        def run_and_empty(threads: SyncThreads, calls: list[Callable[[], None]]) -> None:
+            run(threads, calls)
+            assert store._empty_log(0, store._record.withdraw_log)
+
+        with monkeypatch.context() as emptied:
+            emptied.setattr(SyncThreads, "run", run_and_empty)
+            store.make_durable()
+        save_file(store, "b", lambda draft: draft.write(0, image(10)))
+        copy = place.path.with_name("copy")
+        shutil.copytree(place.path, copy)
+    with closing(place.open_store(copy)) as reopened:
+        assert set(tree(reopened)) == {"a", "b"}
 
 
 def test_barrier_comes_by_itself_after_an_fsync(place: Place) -> None:
