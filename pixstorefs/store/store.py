@@ -5,7 +5,6 @@ nothing. Content is sealed first and becomes an image by one transaction of the 
 leaves is an object that nobody knows, which recovery sweeps.
 """
 
-import contextlib
 import logging
 import os
 import shlex
@@ -228,20 +227,14 @@ class Store:
         self._objects.make_room = self._barrier.make_room
         self._barrier.sync()
 
-    def _require_owner(self) -> None:
+    def _require_owner(self, *, now: bool = False) -> None:
         if self._ownership:
-            self._ownership.require()
+            self._ownership.require(now=now)
 
-    def _look_for_owner(self) -> None:
-        with contextlib.suppress(ReadOnlyStore):
-            if self._ownership:
-                self._ownership.require(now=True)
-        self._require_owner_or_keep()
-
-    def _require_owner_or_keep(self) -> None:
+    def _require_owner_or_keep(self, *, now: bool = False) -> None:
         """If another owner took the store: keep what no barrier covers, and raise ReadOnlyStore."""
         try:
-            self._require_owner()
+            self._require_owner(now=now)
         except ReadOnlyStore:
             with self.lock:
                 self._keep_what_was_saved()
@@ -339,7 +332,7 @@ class Store:
             if self._ownership:
                 self._copies.stop()
                 self._barrier.stop()
-                self._look_for_owner()
+                self._require_owner_or_keep(now=True)
                 self._barrier.end()
                 self._ledger.end()
                 self.index.sync_log()

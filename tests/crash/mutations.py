@@ -358,7 +358,7 @@ MUTATIONS = (
     Mutation(
         "an owner that lost the store ends it cleanly",
         "pixstorefs/store/store.py",
-        "                self._look_for_owner()\n",
+        "                self._require_owner_or_keep(now=True)\n",
         "",
         _OWNERS,
     ),
