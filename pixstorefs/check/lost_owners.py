@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from pixstorefs.check.lost_and_found import LostAndFound
-from pixstorefs.disk.folder import OddFile
-from pixstorefs.errors import CorruptImage, PixstoreError
+from pixstorefs.disk.folder import Folder, OddFile
+from pixstorefs.errors import CorruptImage, CorruptStore
 from pixstorefs.format import SEGMENT_SIZE_BYTES
 from pixstorefs.index.rows import Index
 from pixstorefs.objects.directory import ObjectDirectory
@@ -34,29 +34,28 @@ class LostOwners:
     def bring_back(self) -> None:
         """Save what they had saved, as far as it can be read. The store's lock is held.
 
-        Raises NoSpace, OSError where it cannot be saved: the next repair begins with that owner anew.
+        An index that is damaged stays among those that were set aside. Raises NoSpace, CorruptStore, OSError
+        where something cannot be saved: the next repair begins with that owner anew.
         """
         for folder in owners_aside(self._store.folder):
             with closing(folder):
-                try:
-                    index = self._store.index_aside(os.path.join(folder.path, INDEX_FILE))
-                except (PixstoreError, OSError) as error:
-                    self._done.append(f"what is in {folder.path} cannot be brought back: {error}")
-                    continue
-                with closing(index):
-                    self._bring_back_all(index)
+                for name, version, inode in self._saved_last(folder):
+                    if self._store.index.version(version.version_id) is None:
+                        self._bring_back(name, version, inode)
                 self._store.sync()
                 note_brought_back(self._store.folder, folder)
 
-    def _bring_back_all(self, index: Index) -> None:
-        for version, inode in _saved_last(index):
-            if self._store.index.version(version.version_id) is None:
-                self._bring_back(index, version, inode)
+    def _saved_last(self, folder: Folder) -> list[tuple[bytes, Version, Inode]]:
+        """The current content of each image that no barrier of an index covers, and a name of it."""
+        try:
+            with closing(self._store.index_aside(os.path.join(folder.path, INDEX_FILE))) as index:
+                return list(_not_durable(index))
+        except CorruptStore as error:
+            self._done.append(f"what is in {folder.path} cannot be brought back: {error}")
+            return []
 
-    def _bring_back(self, index: Index, version: Version, inode: Inode) -> None:
+    def _bring_back(self, name: bytes, version: Version, inode: Inode) -> None:
         assert inode.image_id is not None
-        entries = index.names(inode.ino)
-        name = entries[0].name if entries else b"image"
         try:
             take_back_object(self._store.folder, self._objects, version.version_id)
             reader = reader_of(self._objects, version, inode.image_id)
@@ -69,13 +68,13 @@ class LostOwners:
             self._done.append(f"an image that an owner saved when it lost the store is lost: {error}")
 
 
-def _saved_last(index: Index) -> Iterator[tuple[Version, Inode]]:
-    """The current content of each image that no barrier of this index covers."""
+def _not_durable(index: Index) -> Iterator[tuple[bytes, Version, Inode]]:
     state = index.state()
     for version in index.saved_after(state.durable_token, state.object_floor):
         inode = index.inode(version.ino)
         if inode is not None and inode.image_id is not None and inode.version_id == version.version_id:
-            yield version, inode
+            entries = index.names(inode.ino)
+            yield entries[0].name if entries else b"image", version, inode
 
 
 def _segments(read: Callable[[int, memoryview], None], size_bytes: int) -> Iterator[tuple[int, memoryview]]:

@@ -57,6 +57,12 @@ def _leave(folder: Folder, note: OwnerNote) -> None:
     Path(folder.path, owner_note.OWNER_FILE).write_bytes(note.to_json())
 
 
+def _take_elsewhere(path: Path) -> None:
+    """Leave a note of an owner on another machine in a store."""
+    folder = Folder.at(str(path))
+    _leave(folder, _elsewhere(folder))
+
+
 def test_a_store_given_free_has_no_note(folder: Folder) -> None:
     """The note is there for as long as the store is owned, and shows no machine id as it is."""
     owner = Ownership(folder, None)
@@ -266,7 +272,7 @@ def test_what_a_lost_owner_had_under_way_reaches_nothing(place: Place) -> None:
         store.sync()
         crashed = place.path.with_name("crashed")
         shutil.copytree(place.path, crashed)
-    (crashed / "owner").write_bytes(replace(OwnerNote.of_us(Folder.at(str(crashed))), machine="").to_json())
+    _take_elsewhere(crashed)
     names = ("index.db", "index.db-wal", "barrier", "journal")
     files = [os.open(crashed / name, os.O_RDWR) for name in names]
     secret = secret_from_keyfile(place.keyfile)
@@ -286,9 +292,7 @@ def test_what_a_lost_owner_had_under_way_reaches_nothing(place: Place) -> None:
 def test_a_breaking_that_was_interrupted_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fence stands until the store was opened, whoever opens it, and with or without a word."""
     place.open().close()
-    (place.path / "owner").write_bytes(
-        replace(OwnerNote.of_us(Folder.at(str(place.path))), machine="").to_json()
-    )
+    _take_elsewhere(place.path)
     before = (place.path / "index.db").stat().st_ino
     secret = secret_from_keyfile(place.keyfile)
 
@@ -350,3 +354,18 @@ def test_what_a_lost_owner_had_saved_is_brought_back(place: Place, monkeypatch: 
     # Nothing is brought back twice.
     with closing(place.open_store()) as other:
         assert Repair(other).run([], []) == []
+
+
+def test_what_is_left_of_a_lost_owner_is_damaged(place: Place) -> None:
+    """A repair says so, keeps it for a person, and does not promise to bring it back again."""
+    place.open().close()
+    aside = place.path / "lost+found" / "owner-20260101T000000Z"
+    aside.mkdir(parents=True)
+    (aside / "index.db").write_bytes(b"damaged" * 4096)
+    assert [finding.kind for finding in check_store(place, place.path)] == ["owner-aside"]
+    with closing(place.open_store()) as store:
+        [told, *_] = Repair(store).run([], [])
+        assert f"what is in {aside} cannot be brought back" in told
+    assert check_store(place, place.path) == []
+    kept = place.path / "lost+found" / "index-20260101T000000Z" / "index.db"
+    assert kept.read_bytes() == b"damaged" * 4096
